@@ -1,0 +1,1 @@
+"""Owned processes, detached processes and blocking calls for asyncio."""

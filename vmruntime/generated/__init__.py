@@ -1,0 +1,1 @@
+"""Protobuf stubs, generated from proto/ at build time."""

@@ -1,0 +1,1 @@
+"""Virtual machines: the interface and its drivers."""

@@ -1,0 +1,1 @@
+"""Pulled images: skopeo in, EROFS layers out."""

@@ -1,0 +1,1 @@
+"""Pure data: what a sandbox, a container and an image are."""

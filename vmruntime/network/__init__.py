@@ -1,0 +1,1 @@
+"""CNI, network namespaces and taps."""

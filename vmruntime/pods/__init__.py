@@ -1,0 +1,1 @@
+"""Use cases on pods and containers, one a file."""

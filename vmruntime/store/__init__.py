@@ -1,0 +1,1 @@
+"""SQLite: what the daemon knows and owns."""

@@ -1,0 +1,1 @@
+"""CRI messages to model and back."""

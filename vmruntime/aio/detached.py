@@ -1,0 +1,182 @@
+"""Processes that outlive the daemon, such as a pod's QEMU.
+
+A detached process is named by pid and start time, so that a pid which the kernel gave to another program is never
+mistaken for ours. It is recorded before it exists as itself: a gate (a shell that waits for one line) is forked, its
+pid is handed to `record`, and only then does it become the program. If the daemon dies in between, the gate reads
+end-of-file and exits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import pwd
+import select
+import signal
+import subprocess
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+
+import msgspec
+
+from vmruntime.errors import FailedPrecondition, Internal
+
+GATE = ("/bin/sh", "-c", 'read -r go && exec "$@" </dev/null', "vmruntime-gate")
+
+
+class ProcessIdentity(msgspec.Struct, frozen=True, kw_only=True):
+    """A process, beyond doubt: `start_time` is in clock ticks since boot (proc(5), stat field 22)."""
+
+    pid: int
+    start_time: int
+
+
+def start_time(pid: int) -> int | None:
+    """Return when a process started, in clock ticks since boot, or None when there is none.
+
+    A zombie counts as gone: it holds nothing any more.
+    """
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return None if fields[0] in "ZX" else int(fields[19])
+
+
+class DetachedProcess:
+    """A running (or ended) process that the daemon does not own the life of.
+
+    Attributes:
+        identity: Its pid and start time.
+    """
+
+    def __init__(self, identity: ProcessIdentity, child: subprocess.Popen[bytes] | None = None) -> None:
+        self.identity = identity
+        self._child = child  # kept to reap it; None after a restart, when init does that
+
+    @classmethod
+    async def spawn(
+        cls,
+        argv: Sequence[str],
+        *,
+        record: Callable[[ProcessIdentity], Awaitable[None]],
+        log: Path,
+        user: str | None = None,
+        pass_fds: Sequence[int] = (),
+        cwd: Path = Path("/"),
+    ) -> DetachedProcess:
+        """Start a program in a session of its own.
+
+        Args:
+            argv: Program and arguments.
+            record: Awaited with the identity before the program runs; if it raises, nothing was started.
+            log: File that gets stdout and stderr (appended).
+            user: Account to run as, with its own group and no others; None: as the daemon.
+            pass_fds: Descriptors the program inherits under the same numbers.
+            cwd: Its working directory.
+
+        Raises:
+            FailedPrecondition: The account does not exist.
+        """
+        with log.open("ab") as out:
+            try:
+                child = subprocess.Popen(
+                    [*GATE, *argv],
+                    stdin=subprocess.PIPE,
+                    stdout=out,
+                    stderr=out,
+                    start_new_session=True,
+                    user=user,
+                    group=None if user is None else _group_of(user),
+                    extra_groups=None if user is None else [],
+                    pass_fds=tuple(pass_fds),
+                    cwd=cwd,
+                    env={"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C"},
+                )
+            except (KeyError, ValueError, LookupError) as error:
+                raise FailedPrecondition(
+                    f"hypervisor.user: no account named {user!r}", remedy="create it, or run make setup"
+                ) from error
+        assert child.stdin is not None
+        started = start_time(child.pid)
+        if started is None:
+            raise Internal(f"{argv[0]} could not be started; see {log}")
+        process = cls(ProcessIdentity(pid=child.pid, start_time=started), child)
+        try:
+            await record(process.identity)
+            child.stdin.write(b"go\n")
+        except BaseException:
+            child.kill()
+            raise
+        finally:
+            with contextlib.suppress(BrokenPipeError):
+                child.stdin.close()
+            if child.poll() is None and not process.alive:
+                child.wait()
+        return process
+
+    @property
+    def alive(self) -> bool:
+        """Whether the process still runs."""
+        return start_time(self.identity.pid) == self.identity.start_time
+
+    async def wait(self) -> int | None:
+        """Wait for the end; return the exit status (negative: signal), or None for a process of an earlier daemon."""
+        try:
+            fd = os.pidfd_open(self.identity.pid)
+        except ProcessLookupError:
+            return self._reap()
+        try:
+            if self.alive:
+                await _readable(fd)
+        finally:
+            os.close(fd)
+        return self._reap()
+
+    def kill(self, sig: signal.Signals = signal.SIGKILL) -> None:
+        """Send a signal to exactly this process; success when it is gone already."""
+        try:
+            fd = os.pidfd_open(self.identity.pid)
+        except ProcessLookupError:
+            return
+        try:
+            if self.alive:  # after the open: the descriptor cannot change its process any more
+                with contextlib.suppress(ProcessLookupError):
+                    signal.pidfd_send_signal(fd, sig)
+        finally:
+            os.close(fd)
+
+    async def end(self, grace: float = 0.0) -> None:
+        """End the process: SIGTERM and `grace` seconds when given, then SIGKILL, and wait until it is gone."""
+        if grace > 0:
+            self.kill(signal.SIGTERM)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(grace):
+                    await self.wait()
+                    return
+        self.kill()
+        await self.wait()
+
+    def _reap(self) -> int | None:
+        return None if self._child is None else self._child.wait()
+
+
+def _group_of(user: str) -> int:
+    return pwd.getpwnam(user).pw_gid
+
+
+async def _readable(fd: int) -> None:
+    loop = asyncio.get_running_loop()
+    ready = loop.create_future()
+
+    def wake() -> None:
+        if not ready.done():
+            ready.set_result(None)
+
+    loop.add_reader(fd, wake)
+    try:
+        if not select.select([fd], [], [], 0)[0]:
+            await ready
+    finally:
+        loop.remove_reader(fd)

@@ -1,0 +1,119 @@
+"""What the configuration file may say, with defaults that need no file at all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+Positive = Annotated[int, Meta(ge=1)]
+
+
+class HypervisorSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """[hypervisor]
+
+    Attributes:
+        user: Account QEMU and its helpers run as.
+        accelerator: "auto" proves KVM by booting the guest once per host boot, else TCG.
+        vsock: "auto" uses /dev/vhost-vsock where it works, else vhost-device-vsock.
+        boot_timeout: Seconds from starting QEMU to the agent's first answer.
+        vhost_device_vsock: The helper program; found on PATH or in /usr/local/libexec/vmruntime when empty.
+    """
+
+    user: str = "vmruntime"
+    qemu: str = ""
+    accelerator: Literal["auto", "kvm", "tcg"] = "auto"
+    vsock: Literal["auto", "native", "vhost-user"] = "auto"
+    boot_timeout: Annotated[float, Meta(gt=0)] = 60.0
+    vhost_device_vsock: str = ""
+
+
+class GuestSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """[guest]
+
+    Attributes:
+        directory: Where vmlinuz and initramfs.img are; empty: ROOT/guest.
+        default_vcpus, default_memory_mib: For pods without limits.
+        scratch_gib: Size limit of a pod's writable layers; the file is sparse.
+        kernel_args: Added to the guest's kernel command line.
+    """
+
+    directory: str = ""
+    default_vcpus: Annotated[int, Meta(ge=1, le=255)] = 1
+    default_memory_mib: Annotated[int, Meta(ge=64)] = 512
+    overhead_memory_mib: Annotated[int, Meta(ge=0)] = 96
+    scratch_gib: Positive = 10
+    kernel_args: str = ""
+
+
+class ImageSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """[images]
+
+    Attributes:
+        policy: containers-policy.json(5); empty: the host's, else accept (as skopeo needs one).
+        registries_conf: containers-registries.conf(5); empty: the host's.
+        pull_timeout: Seconds without any progress of a pull.
+        max_layer_gib: Refuse an image with a larger unpacked layer.
+    """
+
+    policy: str = ""
+    registries_conf: str = ""
+    pull_timeout: Annotated[float, Meta(gt=0)] = 300.0
+    max_layer_gib: Positive = 64
+    pinned: list[str] = []
+
+
+class NetworkSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """[network]
+
+    Attributes:
+        conf_dir: CNI configuration lists, first by name wins.
+        bin_dirs: Where CNI plugins are.
+        default_subnet: Pod addresses of the built-in bridge, used while conf_dir has no configuration.
+    """
+
+    conf_dir: str = "/etc/cni/net.d"
+    bin_dirs: list[str] = msgspec.field(
+        default_factory=lambda: ["/opt/cni/bin", "/usr/lib/cni", "/usr/libexec/cni"]
+    )
+    default_subnet: str = "10.88.0.0/16"
+    plugin_timeout: Annotated[float, Meta(gt=0)] = 60.0
+
+
+class LogSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """[log]: the daemon's own messages on stderr."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["text", "json"] = "text"
+
+
+class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The whole file, /etc/vmruntime/config.toml by default.
+
+    Attributes:
+        root, run: See vmruntime.paths.
+        socket: CRI socket; empty: RUN/vmruntime.sock.
+        default_kind: What boots for a pod that does not say.
+        host_pods: "required" runs pods that need the host's namespaces on the host, "never" refuses them.
+        cgroup_parent: Where pods go that kubelet gives no cgroup.
+    """
+
+    root: str = "/var/lib/vmruntime"
+    run: str = "/run/vmruntime"
+    socket: str = ""
+    default_kind: Literal["container", "image", "host"] = "container"
+    host_pods: Literal["required", "never"] = "required"
+    cgroup_driver: Literal["cgroupfs", "systemd"] = "cgroupfs"
+    cgroup_parent: str = "/vmruntime"
+    hypervisor: HypervisorSettings = HypervisorSettings()
+    guest: GuestSettings = GuestSettings()
+    images: ImageSettings = ImageSettings()
+    network: NetworkSettings = NetworkSettings()
+    log: LogSettings = LogSettings()
+
+    @property
+    def guest_directory(self) -> Path:
+        """Where the guest's kernel and initramfs are."""
+        return Path(self.guest.directory) if self.guest.directory else Path(self.root) / "guest"

@@ -1,0 +1,126 @@
+"""What a hypervisor driver does: one VM, its devices, its end."""
+
+from __future__ import annotations
+
+import enum
+from pathlib import Path
+from typing import Protocol
+
+import msgspec
+
+from vmruntime.aio.detached import ProcessIdentity
+from vmruntime.model.resources import VmSize
+
+
+class Accelerator(enum.Enum):
+    """How guest instructions run."""
+
+    KVM = "kvm"
+    TCG = "tcg"
+
+
+class VsockTransport(enum.Enum):
+    """How the host reaches the guest's vsock: the kernel's vhost-vsock, or vhost-device-vsock and a unix socket."""
+
+    NATIVE = "native"
+    VHOST_USER = "vhost-user"
+
+
+class Disk(msgspec.Struct, frozen=True, kw_only=True):
+    """A raw disk image; the guest finds it by `serial` (at most 36 characters)."""
+
+    path: Path
+    serial: str
+    readonly: bool
+
+
+class Nic(msgspec.Struct, frozen=True, kw_only=True):
+    """A virtio-net device on an open tap."""
+
+    id: str
+    mac: str
+
+
+class VmSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """A VM to start.
+
+    Attributes:
+        id: Sandbox id.
+        directory: Runtime directory for sockets, pid and log files; exists, mode 0700.
+        disks: Present from the start.
+        cid: vsock context id.
+    """
+
+    id: str
+    size: VmSize
+    kernel: Path
+    initramfs: Path
+    kernel_args: str
+    directory: Path
+    cid: int
+    disks: list[Disk] = []
+
+
+class VmHandle(msgspec.Struct, frozen=True, kw_only=True):
+    """What a later daemon needs to find a VM again; kept in the store.
+
+    Attributes:
+        helpers: Processes that serve the VM, such as vhost-device-vsock.
+        vsock: Path of the hybrid vsock socket; empty: the kernel's vsock under `cid`.
+    """
+
+    id: str
+    driver: str
+    process: ProcessIdentity
+    helpers: list[ProcessIdentity]
+    directory: str
+    cid: int
+    vsock: str
+
+
+class VirtualMachine(Protocol):
+    """A running VM."""
+
+    @property
+    def handle(self) -> VmHandle:
+        """What adopt() takes."""
+
+    async def attach_disk(self, disk: Disk) -> None:
+        """Hot-plug a disk.
+
+        Raises:
+            HypervisorError: The hypervisor refused; nothing stays attached.
+        """
+
+    async def detach_disk(self, serial: str) -> None:
+        """Unplug a disk the guest has let go of; unknown serial: success."""
+
+    async def attach_nic(self, nic: Nic, tap_fd: int) -> None:
+        """Hot-plug a NIC on a tap; the descriptor stays the caller's."""
+
+    async def wait(self) -> str:
+        """Wait for the VM's end and return why, in one sentence."""
+
+    async def kill(self) -> None:
+        """End the VM and its helpers at once; success when they are gone."""
+
+    async def close(self) -> None:
+        """Let go of the VM without ending it."""
+
+
+class Hypervisor(Protocol):
+    """A driver."""
+
+    async def start(self, spec: VmSpec) -> VirtualMachine:
+        """Start a VM; returns when the hypervisor runs it, not when the guest is up.
+
+        Raises:
+            HypervisorError: With the hypervisor's own words; everything it started is ended.
+        """
+
+    async def adopt(self, handle: VmHandle) -> VirtualMachine:
+        """Take over a VM of an earlier daemon.
+
+        Raises:
+            VmGone: It does not run any more.
+        """

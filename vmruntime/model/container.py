@@ -1,0 +1,147 @@
+"""What a container is: what was asked for, and what became of it."""
+
+from __future__ import annotations
+
+import enum
+
+import msgspec
+
+from vmruntime.model.resources import LinuxResources
+from vmruntime.model.sandbox import Namespaces
+
+
+class ContainerState(enum.Enum):
+    """CRI's container states, and two that only the store knows (see model/lifecycle.py)."""
+
+    CREATING = "creating"
+    CREATED = "created"
+    RUNNING = "running"
+    EXITED = "exited"
+    UNKNOWN = "unknown"
+    REMOVING = "removing"
+
+
+class ContainerMetadata(msgspec.Struct, frozen=True, kw_only=True):
+    """The name kubelet gives a container; unique in its sandbox."""
+
+    name: str
+    attempt: int = 0
+
+
+class Mount(msgspec.Struct, frozen=True, kw_only=True):
+    """One CRI mount. `propagation` is private, rslave or rshared; `image` is an image volume's reference."""
+
+    container_path: str
+    host_path: str = ""
+    readonly: bool = False
+    recursive_readonly: bool = False
+    propagation: str = "private"
+    image: str = ""
+    image_sub_path: str = ""
+    options: list[str] = []
+    id_mapped: bool = False
+
+
+class Device(msgspec.Struct, frozen=True, kw_only=True):
+    """A host device asked for; permissions are letters of "rwm"."""
+
+    container_path: str
+    host_path: str
+    permissions: str
+
+
+class SecurityProfile(msgspec.Struct, frozen=True, kw_only=True):
+    """A seccomp or AppArmor profile: kind is "runtime/default", "unconfined" or "localhost"."""
+
+    kind: str = "unconfined"
+    path: str = ""
+
+
+class SecurityContext(msgspec.Struct, frozen=True, kw_only=True):
+    """CRI's LinuxContainerSecurityContext. None for an id means not given."""
+
+    run_as_user: int | None = None
+    run_as_group: int | None = None
+    run_as_username: str = ""
+    supplemental_groups: list[int] = []
+    supplemental_groups_strict: bool = False
+    add_capabilities: list[str] = []
+    drop_capabilities: list[str] = []
+    add_ambient_capabilities: list[str] = []
+    privileged: bool = False
+    readonly_rootfs: bool = False
+    no_new_privs: bool = False
+    masked_paths: list[str] = []
+    readonly_paths: list[str] = []
+    seccomp: SecurityProfile = SecurityProfile()
+    apparmor: SecurityProfile = SecurityProfile()
+    selinux_given: bool = False
+    namespaces: Namespaces = Namespaces()
+
+
+class ContainerSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """What CreateContainer asked for.
+
+    Attributes:
+        image: The reference to run, as kubelet sent it (an id, or what PullImage returned).
+        user_image: What the user wrote in the pod, reported back.
+        envs: (name, value) in order; values are text, kept as given.
+        log_path: Absolute path of the CRI log file; empty: output is read and dropped.
+        stop_signal: Signal name such as SIGQUIT; empty: the image's, else SIGTERM.
+    """
+
+    metadata: ContainerMetadata
+    image: str
+    user_image: str = ""
+    command: list[str] = []
+    args: list[str] = []
+    working_dir: str = ""
+    envs: list[tuple[str, str]] = []
+    mounts: list[Mount] = []
+    devices: list[Device] = []
+    cdi_devices: list[str] = []
+    labels: dict[str, str] = {}
+    annotations: dict[str, str] = {}
+    log_path: str = ""
+    stdin: bool = False
+    stdin_once: bool = False
+    tty: bool = False
+    security: SecurityContext = SecurityContext()
+    resources: LinuxResources = LinuxResources()
+    stop_signal: str = ""
+
+
+class ContainerUser(msgspec.Struct, frozen=True, kw_only=True):
+    """The ids a container's first process runs with."""
+
+    uid: int
+    gid: int
+    groups: list[int] = []
+
+
+class Container(msgspec.Struct, frozen=True, kw_only=True):
+    """One container as the store keeps it. Times are nanoseconds since the epoch, 0 when not reached.
+
+    Attributes:
+        image_id: Id of the image that runs, "sha256:…".
+        image_ref: The digest reference reported as ContainerStatus.image_ref.
+        stop_signal: The signal StopContainer sends first, by number.
+        reason: Completed, Error, OOMKilled or what happened to the VM.
+    """
+
+    id: str
+    sandbox_id: str
+    spec: ContainerSpec
+    state: ContainerState
+    created_at: int
+    image_id: str = ""
+    image_ref: str = ""
+    layers: list[str] = []
+    stop_signal: int = 15
+    user: ContainerUser | None = None
+    pid: int = 0
+    started_at: int = 0
+    finished_at: int = 0
+    exit_code: int = 0
+    reason: str = ""
+    message: str = ""

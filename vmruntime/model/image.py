@@ -1,0 +1,81 @@
+"""What an image is, once pulled."""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class Layer(msgspec.Struct, frozen=True, kw_only=True):
+    """A layer on this host's disk, ready for a VM.
+
+    Attributes:
+        diff_id: "sha256:…" of the uncompressed tar (OCI image spec); names the file.
+        size: Bytes of the EROFS file.
+    """
+
+    diff_id: str
+    size: int
+
+    @property
+    def serial(self) -> str:
+        """The disk serial under which a guest finds the layer: 32 hex digits of the diffID.
+
+        QEMU passes on at most 36 characters of a SCSI serial (VPD page 0x80, SPC-4).
+        """
+        return self.diff_id.removeprefix("sha256:")[:32]
+
+
+class ImageConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """The part of an OCI image configuration that running it needs.
+
+    Attributes:
+        env: "NAME=value" strings.
+        user: As in the image: user, user:group, by id or name; empty: root.
+        stop_signal: Name or number as given; empty: SIGTERM.
+    """
+
+    entrypoint: list[str] = []
+    cmd: list[str] = []
+    env: list[str] = []
+    working_dir: str = ""
+    user: str = ""
+    stop_signal: str = ""
+    labels: dict[str, str] = {}
+    volumes: list[str] = []
+
+
+class Image(msgspec.Struct, frozen=True, kw_only=True):
+    """One image as the store keeps it.
+
+    Attributes:
+        id: "sha256:…" of the configuration blob, as every runtime names images.
+        repo_tags: Full names, docker.io/library/busybox:1.
+        repo_digests: Full names with digest, docker.io/library/busybox@sha256:….
+        layers: Lowest first.
+        size: Bytes the image's layers take on disk.
+        created_at, last_used_at: Nanoseconds since the epoch, of the pull and of the last container made from it.
+    """
+
+    id: str
+    repo_tags: list[str] = []
+    repo_digests: list[str] = []
+    layers: list[Layer]
+    config: ImageConfig
+    size: int
+    created_at: int
+    last_used_at: int = 0
+    pinned: bool = False
+
+
+class RegistryAuth(msgspec.Struct, frozen=True, kw_only=True):
+    """Credentials of one pull (CRI's AuthConfig). Never stored; its repr shows nothing."""
+
+    username: str = ""
+    password: str = ""
+    auth: str = ""
+    identity_token: str = ""
+    registry_token: str = ""
+    server_address: str = ""
+
+    def __repr__(self) -> str:
+        return "RegistryAuth(…)"

@@ -1,0 +1,174 @@
+"""What a pod sandbox is: what was asked for, and what became of it."""
+
+from __future__ import annotations
+
+import enum
+
+import msgspec
+
+from vmruntime.model.resources import LinuxResources
+
+
+class SandboxKind(enum.Enum):
+    """What boots for a pod."""
+
+    CONTAINER = "container"
+    IMAGE = "image"
+    HOST = "host"
+
+
+class SandboxState(enum.Enum):
+    """The life of a sandbox; see model/lifecycle.py for the allowed steps.
+
+    CREATING and REMOVING are never shown by CRI lists; they tell a restarted daemon what to undo or finish.
+    """
+
+    CREATING = "creating"
+    READY = "ready"
+    NOTREADY = "notready"
+    REMOVING = "removing"
+
+
+class NamespaceMode(enum.Enum):
+    """Whose namespace a process uses; CRI's NamespaceMode."""
+
+    POD = 0
+    CONTAINER = 1
+    NODE = 2
+    TARGET = 3
+
+
+class Namespaces(msgspec.Struct, frozen=True, kw_only=True):
+    """CRI's NamespaceOption."""
+
+    network: NamespaceMode = NamespaceMode.POD
+    pid: NamespaceMode = NamespaceMode.POD
+    ipc: NamespaceMode = NamespaceMode.POD
+    target_id: str = ""
+    user: NamespaceMode = NamespaceMode.NODE
+
+
+class SandboxMetadata(msgspec.Struct, frozen=True, kw_only=True):
+    """The name kubelet gives a sandbox; unique among sandboxes."""
+
+    name: str
+    uid: str
+    namespace: str
+    attempt: int = 0
+
+    @property
+    def key(self) -> str:
+        """The name as one string, for the uniqueness rule."""
+        return f"{self.name}_{self.namespace}_{self.uid}_{self.attempt}"
+
+
+class Dns(msgspec.Struct, frozen=True, kw_only=True):
+    """Contents of resolv.conf(5)."""
+
+    servers: list[str] = []
+    searches: list[str] = []
+    options: list[str] = []
+
+
+class PortMapping(msgspec.Struct, frozen=True, kw_only=True):
+    """A host port that leads to a port of the pod, for the CNI portmap plugin."""
+
+    protocol: str
+    container_port: int
+    host_port: int
+    host_ip: str = ""
+
+
+class SandboxSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """What RunPodSandbox asked for.
+
+    Attributes:
+        kind: What to boot; chosen from annotation, runtime handler or default.
+        runtime_handler: The handler as given, reported back unchanged.
+        log_directory: Host directory under which container log paths lie; empty: none.
+        sysctls: Pod-level sysctls, dotted names.
+        overhead: RuntimeClass overhead, for the size of the VM.
+        resources: Sum of the containers' resources, for the size of the VM.
+    """
+
+    metadata: SandboxMetadata
+    kind: SandboxKind = SandboxKind.CONTAINER
+    runtime_handler: str = ""
+    hostname: str = ""
+    log_directory: str = ""
+    dns: Dns = Dns()
+    port_mappings: list[PortMapping] = []
+    labels: dict[str, str] = {}
+    annotations: dict[str, str] = {}
+    cgroup_parent: str = ""
+    sysctls: dict[str, str] = {}
+    namespaces: Namespaces = Namespaces()
+    privileged: bool = False
+    overhead: LinuxResources | None = None
+    resources: LinuxResources | None = None
+
+
+class NetworkInterface(msgspec.Struct, frozen=True, kw_only=True):
+    """One interface of a pod as CNI made it.
+
+    Attributes:
+        name: Name in the pod, e.g. eth0.
+        mac: aa:bb:cc:dd:ee:ff; the guest's NIC has the same.
+        mtu: Bytes.
+        addresses: CIDR form, IPv4 and IPv6.
+        tap: Name of the tap beside the interface in the pod's network namespace.
+    """
+
+    name: str
+    mac: str
+    mtu: int
+    addresses: list[str]
+    tap: str
+
+
+class NetworkRoute(msgspec.Struct, frozen=True, kw_only=True):
+    """A route of the pod; an empty gateway means on-link."""
+
+    destination: str
+    gateway: str = ""
+    interface: str = ""
+
+
+class PodNetwork(msgspec.Struct, frozen=True, kw_only=True):
+    """What CNI gave a pod, ready for the guest.
+
+    Attributes:
+        netns: Path of the pod's network namespace.
+        dns: Servers the CNI result names, used when CRI gives none.
+    """
+
+    netns: str
+    interfaces: list[NetworkInterface] = []
+    routes: list[NetworkRoute] = []
+    dns: Dns = Dns()
+
+    @property
+    def ips(self) -> list[str]:
+        """Addresses without prefix length, in CNI's order; the first is the pod's primary IP."""
+        return [address.split("/", 1)[0] for nic in self.interfaces for address in nic.addresses]
+
+
+class Sandbox(msgspec.Struct, frozen=True, kw_only=True):
+    """One sandbox as the store keeps it.
+
+    Attributes:
+        created_at: Nanoseconds since the epoch.
+        reason: Why it is not ready, in one sentence; empty while ready.
+        network: None until CNI answered, and for host-network pods.
+        kernel: Release of the guest's kernel, once it answered.
+        phases: Milliseconds each step of the start took, in order.
+    """
+
+    id: str
+    spec: SandboxSpec
+    state: SandboxState
+    created_at: int
+    reason: str = ""
+    network: PodNetwork | None = None
+    kernel: str = ""
+    phases: dict[str, float] = {}

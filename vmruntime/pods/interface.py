@@ -1,0 +1,124 @@
+"""What pods offer to the CRI services and the command line."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import AsyncIterator
+from typing import Protocol
+
+import msgspec
+
+from vmruntime.model.container import Container, ContainerSpec
+from vmruntime.model.sandbox import Sandbox, SandboxSpec
+from vmruntime.model.stats import ContainerUsage
+
+
+class PodEventKind(enum.Enum):
+    """CRI's ContainerEventType; a sandbox is told of under its own id, like a container."""
+
+    CREATED = 0
+    STARTED = 1
+    STOPPED = 2
+    DELETED = 3
+
+
+class PodEvent(msgspec.Struct, frozen=True, kw_only=True):
+    """A change, with the picture right after it.
+
+    Attributes:
+        id: The container, or the sandbox itself.
+        time: Nanoseconds since the epoch.
+        sandbox: None once it is removed.
+        containers: All containers of the sandbox.
+    """
+
+    kind: PodEventKind
+    id: str
+    time: int
+    sandbox: Sandbox | None
+    containers: list[Container]
+
+
+class ExecResult(msgspec.Struct, frozen=True, kw_only=True):
+    """What a command said; each output is cut at 16 MiB, as CRI has it."""
+
+    stdout: bytes
+    stderr: bytes
+    exit_code: int
+
+
+class Pods(Protocol):
+    """Use cases on pods. Every method may raise any vmruntime.errors class; ids are full ids.
+
+    Lists and getters answer from memory and show neither sandboxes being created nor containers being created.
+    """
+
+    async def run_sandbox(self, spec: SandboxSpec) -> str:
+        """Start a sandbox and return its id once it is ready.
+
+        Raises:
+            AlreadyExists: A sandbox of that name exists (a retry of a call still under way, or one whose caller
+                went away, is handed the same sandbox instead).
+        """
+
+    async def stop_sandbox(self, sandbox_id: str) -> None:
+        """Stop a sandbox and its containers and release its network; unknown or stopped: success."""
+
+    async def remove_sandbox(self, sandbox_id: str) -> None:
+        """Stop and forget a sandbox with its containers; unknown: success."""
+
+    def sandbox(self, sandbox_id: str) -> Sandbox:
+        """Return one sandbox.
+
+        Raises:
+            NotFound: No such id.
+        """
+
+    def sandboxes(self) -> list[Sandbox]:
+        """Return all sandboxes that CRI shows."""
+
+    async def create_container(self, sandbox_id: str, spec: ContainerSpec) -> str:
+        """Prepare a container in a ready sandbox and return its id."""
+
+    async def start_container(self, container_id: str) -> None:
+        """Start a created container.
+
+        Raises:
+            FailedPrecondition: It is not in state CREATED.
+        """
+
+    async def stop_container(self, container_id: str, timeout: float) -> None:
+        """Send the stop signal, then after `timeout` seconds SIGKILL; unknown or exited: success."""
+
+    async def remove_container(self, container_id: str) -> None:
+        """Kill and forget a container; unknown: success."""
+
+    def container(self, container_id: str) -> Container:
+        """Return one container.
+
+        Raises:
+            NotFound: No such id.
+        """
+
+    def containers(self) -> list[Container]:
+        """Return all containers that CRI shows."""
+
+    async def exec_sync(self, container_id: str, argv: list[str], timeout: float) -> ExecResult:
+        """Run a command in a running container; timeout in seconds, 0 for none.
+
+        Raises:
+            DeadlineExceeded: It was killed because its time was up.
+        """
+
+    async def reopen_log(self, container_id: str) -> None:
+        """Close the log file and open its path again, after a rotation.
+
+        Raises:
+            FailedPrecondition: The container is not running.
+        """
+
+    async def usage(self, container_ids: list[str]) -> list[ContainerUsage]:
+        """Return what these running containers use; those that ended meanwhile are left out."""
+
+    def events(self) -> AsyncIterator[PodEvent]:
+        """Iterate over changes from now on; a reader that falls far behind gets Aborted."""
