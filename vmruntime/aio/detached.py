@@ -64,7 +64,6 @@ class DetachedProcess:
         log: Path,
         user: str | None = None,
         pass_fds: Sequence[int] = (),
-        cwd: Path = Path("/"),
     ) -> DetachedProcess:
         """Start a program in a session of its own.
 
@@ -74,30 +73,12 @@ class DetachedProcess:
             log: File that gets stdout and stderr (appended).
             user: Account to run as, with its own group and no others; None: as the daemon.
             pass_fds: Descriptors the program inherits under the same numbers.
-            cwd: Its working directory.
 
         Raises:
             FailedPrecondition: The account does not exist.
         """
-        with log.open("ab") as out:
-            try:
-                child = subprocess.Popen(
-                    [*GATE, *argv],
-                    stdin=subprocess.PIPE,
-                    stdout=out,
-                    stderr=out,
-                    start_new_session=True,
-                    user=user,
-                    group=None if user is None else _group_of(user),
-                    extra_groups=None if user is None else [],
-                    pass_fds=tuple(pass_fds),
-                    cwd=cwd,
-                    env={"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C"},
-                )
-            except (KeyError, ValueError, LookupError) as error:
-                raise FailedPrecondition(
-                    f"hypervisor.user: no account named {user!r}", remedy="create it, or run make setup"
-                ) from error
+        command = [*GATE, *(() if user is None else drop_privileges(user)), *argv]
+        child = await asyncio.to_thread(_fork, command, log, tuple(pass_fds))
         assert child.stdin is not None
         started = start_time(child.pid)
         if started is None:
@@ -162,8 +143,35 @@ class DetachedProcess:
         return None if self._child is None else self._child.wait()
 
 
-def _group_of(user: str) -> int:
-    return pwd.getpwnam(user).pw_gid
+def drop_privileges(user: str) -> list[str]:
+    """Return the setpriv(1) command that becomes an account for good: its ids, no other groups, no capabilities.
+
+    Raises:
+        FailedPrecondition: The account does not exist.
+    """
+    try:
+        account = pwd.getpwnam(user)
+    except KeyError:
+        raise FailedPrecondition(
+            f"hypervisor.user: no account named {user!r}", remedy="create it, or run make setup"
+        ) from None
+    ids = (f"--reuid={account.pw_uid}", f"--regid={account.pw_gid}", "--clear-groups")
+    return ["setpriv", *ids, "--inh-caps=-all", "--bounding-set=-all", "--no-new-privs", "--"]
+
+
+def _fork(command: list[str], log: Path, pass_fds: tuple[int, ...]) -> subprocess.Popen[bytes]:
+    """Start the gate. No user= or preexec_fn: they would make Popen fork the daemon's whole memory instead of vfork."""
+    with log.open("ab") as out:
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=out,
+            stderr=out,
+            start_new_session=True,
+            pass_fds=pass_fds,
+            cwd="/",
+            env={"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C"},
+        )
 
 
 async def _readable(fd: int) -> None:

@@ -12,7 +12,7 @@ Positive = Annotated[int, Meta(ge=1)]
 
 
 class HypervisorSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """[hypervisor]
+    """The [hypervisor] table.
 
     Attributes:
         user: Account QEMU and its helpers run as.
@@ -31,7 +31,7 @@ class HypervisorSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True
 
 
 class GuestSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """[guest]
+    """The [guest] table.
 
     Attributes:
         directory: Where vmlinuz and initramfs.img are; empty: ROOT/guest.
@@ -49,7 +49,7 @@ class GuestSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
 
 
 class ImageSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """[images]
+    """The [images] table.
 
     Attributes:
         policy: containers-policy.json(5); empty: the host's, else accept (as skopeo needs one).
@@ -66,7 +66,7 @@ class ImageSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
 
 
 class NetworkSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """[network]
+    """The [network] table.
 
     Attributes:
         conf_dir: CNI configuration lists, first by name wins.
@@ -83,7 +83,7 @@ class NetworkSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
 
 
 class LogSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """[log]: the daemon's own messages on stderr."""
+    """The [log] table: the daemon's own messages on stderr."""
 
     level: Literal["debug", "info", "warning", "error"] = "info"
     format: Literal["text", "json"] = "text"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Protocol
 
@@ -78,12 +79,22 @@ class VmHandle(msgspec.Struct, frozen=True, kw_only=True):
     vsock: str
 
 
+Recorder = Callable[[str, ProcessIdentity], Awaitable[None]]
+"""Told the role ("qemu", "vsock") and identity of a process."""
+
+
 class VirtualMachine(Protocol):
     """A running VM."""
 
     @property
     def handle(self) -> VmHandle:
         """What adopt() takes."""
+
+    def console_tail(self) -> str:
+        """Return the last lines of the guest's console, for an error message."""
+
+    async def attached_disks(self) -> set[str]:
+        """Return the serials of the disks the VM has."""
 
     async def attach_disk(self, disk: Disk) -> None:
         """Hot-plug a disk.
@@ -111,8 +122,12 @@ class VirtualMachine(Protocol):
 class Hypervisor(Protocol):
     """A driver."""
 
-    async def start(self, spec: VmSpec) -> VirtualMachine:
+    async def start(self, spec: VmSpec, record: Recorder) -> VirtualMachine:
         """Start a VM; returns when the hypervisor runs it, not when the guest is up.
+
+        Args:
+            spec: The VM.
+            record: Awaited for each process before it runs; if it raises, the process never does.
 
         Raises:
             HypervisorError: With the hypervisor's own words; everything it started is ended.

@@ -28,9 +28,7 @@ class PodRecords:
         def query(connection: sqlite3.Connection) -> tuple[list[Sandbox], list[Container]]:
             sandboxes = connection.execute("SELECT record FROM sandboxes").fetchall()
             containers = connection.execute("SELECT record FROM containers").fetchall()
-            return [_decode(row[0], Sandbox) for row in sandboxes], [
-                _decode(row[0], Container) for row in containers
-            ]
+            return [_decode(row[0], Sandbox) for row in sandboxes], [_decode(row[0], Container) for row in containers]
 
         return await self._database.read(query)
 
@@ -95,9 +93,7 @@ class Ledger:
     async def forget(self, resource: Resource) -> None:
         """Strike out a resource that is released."""
         await self._database.write(
-            lambda c: c.execute(
-                "DELETE FROM resources WHERE kind = ? AND key = ?", (resource.kind.value, resource.key)
-            )
+            lambda c: c.execute("DELETE FROM resources WHERE kind = ? AND key = ?", (resource.kind.value, resource.key))
         )
 
     async def owned_by(self, owner: str) -> list[Resource]:

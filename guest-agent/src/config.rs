@@ -1,0 +1,97 @@
+//! Where the agent runs and where it keeps things.
+
+use std::path::{Path, PathBuf};
+
+/// What kind of place the agent serves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// PID 1 of a virtual machine: clock, network and disks are the agent's to configure.
+    Vm,
+    /// A process on a host: all of that belongs to someone else.
+    Host,
+}
+
+#[derive(Debug, Clone)]
+pub struct Config {
+    pub mode: Mode,
+    pub paths: Paths,
+}
+
+/// Every path the agent makes, below one directory.
+///
+/// Names are short on purpose: the layers of an overlay have to fit into one page of mount options.
+#[derive(Debug, Clone)]
+pub struct Paths {
+    state: PathBuf,
+    crun: PathBuf,
+}
+
+impl Paths {
+    pub fn new(state: impl Into<PathBuf>, crun: impl Into<PathBuf>) -> Self {
+        Self { state: state.into(), crun: crun.into() }
+    }
+
+    pub fn state(&self) -> &Path {
+        &self.state
+    }
+
+    /// The OCI runtime's binary.
+    pub fn crun(&self) -> &Path {
+        &self.crun
+    }
+
+    /// The OCI runtime's own state.
+    pub fn crun_root(&self) -> PathBuf {
+        self.state.join("crun")
+    }
+
+    /// Short-lived files: pid files, console sockets, logs of the OCI runtime.
+    pub fn temporary(&self) -> PathBuf {
+        self.state.join("tmp")
+    }
+
+    /// Mount points of layers, one number each.
+    pub fn layers(&self) -> PathBuf {
+        self.state.join("l")
+    }
+
+    /// The writable disk.
+    pub fn scratch(&self) -> PathBuf {
+        self.state.join("scratch")
+    }
+
+    /// A container's upper and work directories on the writable disk.
+    pub fn writable(&self, id: &str) -> PathBuf {
+        self.scratch().join("containers").join(id)
+    }
+
+    /// Removed containers' files on their way out.
+    pub fn trash(&self) -> PathBuf {
+        self.scratch().join("trash")
+    }
+
+    /// A container's OCI bundle.
+    pub fn bundle(&self, id: &str) -> PathBuf {
+        self.state.join("containers").join(id)
+    }
+
+    pub fn rootfs(&self, id: &str) -> PathBuf {
+        self.bundle(id).join("rootfs")
+    }
+
+    pub fn shm(&self) -> PathBuf {
+        self.state.join("shm")
+    }
+
+    pub fn resolv_conf(&self) -> PathBuf {
+        self.state.join("resolv.conf")
+    }
+
+    pub fn hosts(&self) -> PathBuf {
+        self.state.join("hosts")
+    }
+
+    pub fn hostname(&self) -> PathBuf {
+        self.state.join("hostname")
+    }
+}

@@ -1,0 +1,70 @@
+//! The pod's network inside the guest.
+
+pub mod address;
+pub mod counters;
+pub mod files;
+pub mod link;
+pub mod sysctl;
+
+use std::collections::BTreeMap;
+
+use crate::error::{AgentError, Context, Result};
+use crate::proto;
+use address::{Cidr, Interface, Route};
+use link::Netlink;
+
+/// Makes the host part of the loopback interface work.
+///
+/// # Errors
+/// When the kernel has no network at all.
+pub async fn bring_up_loopback() -> Result<()> {
+    let netlink = Netlink::connect().context(|| "open a netlink socket")?;
+    netlink.set_up("lo", 1).await
+}
+
+/// Waits for the interfaces, names and addresses them and sets the routes. Doing it again changes nothing.
+///
+/// # Errors
+/// `InvalidArgument` for what cannot be parsed, `DeadlineExceeded` for an interface that does not appear.
+pub async fn configure(interfaces: &[proto::Interface], routes: &[proto::Route]) -> Result<()> {
+    let interfaces = interfaces.iter().map(Interface::parse).collect::<Result<Vec<_>>>()?;
+    let routes = routes.iter().map(Route::parse).collect::<Result<Vec<_>>>()?;
+    if interfaces.is_empty() && routes.is_empty() {
+        return Ok(());
+    }
+    let mut netlink = Netlink::connect().context(|| "open a netlink socket")?;
+    let indices = netlink.wait_for(&interfaces).await?;
+    netlink.rename(&interfaces, &indices).await?;
+    for interface in &interfaces {
+        let index = index_of(&indices, interface)?;
+        netlink.configure(interface, index).await?;
+    }
+    for route in &routes {
+        let interface = interface_of(route, &interfaces)?;
+        let on_link = route.gateway.is_some_and(|gateway| !reaches(interface, gateway));
+        netlink.add_route(route, index_of(&indices, interface)?, on_link).await?;
+    }
+    Ok(())
+}
+
+fn index_of(indices: &BTreeMap<[u8; 6], u32>, interface: &Interface) -> Result<u32> {
+    indices
+        .get(&interface.mac)
+        .copied()
+        .ok_or_else(|| AgentError::Internal(format!("interface {} has vanished", interface.name)))
+}
+
+fn interface_of<'a>(route: &Route, interfaces: &'a [Interface]) -> Result<&'a Interface> {
+    let named = |interface: &&Interface| route.interface.is_empty() || interface.name == route.interface;
+    interfaces.iter().find(named).ok_or_else(|| {
+        AgentError::InvalidArgument(format!(
+            "the route to {} names interface {:?}, which is not one of the pod's",
+            route.destination, route.interface
+        ))
+    })
+}
+
+/// Whether a gateway is in the subnet of one of the interface's addresses, so that the kernel finds it by itself.
+fn reaches(interface: &Interface, gateway: std::net::IpAddr) -> bool {
+    interface.addresses.iter().any(|address: &Cidr| address.contains(gateway))
+}

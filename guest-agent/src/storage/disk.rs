@@ -1,0 +1,158 @@
+//! Finds disks by serial number. Names like `sda` follow the order of arrival and mean nothing.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use nix::fcntl::{OFlag, open};
+use nix::sys::stat::Mode;
+use tokio::time::{Instant, sleep, timeout};
+
+use super::uevent::Uevents;
+use crate::error::{AgentError, Context, Result};
+
+pub const DEADLINE: Duration = Duration::from_secs(10);
+/// An announcement can be early: the serial may be readable only a moment after it. So look again now and then.
+const RESCAN: Duration = Duration::from_millis(100);
+/// How long a file system may take to let go of its disk after it was unmounted.
+const LET_GO: Duration = Duration::from_secs(2);
+
+/// A block device as sysfs shows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Disk {
+    name: String,
+    sysfs: PathBuf,
+}
+
+impl Disk {
+    pub fn device(&self) -> PathBuf {
+        Path::new("/dev").join(&self.name)
+    }
+
+    /// Takes the disk away from the guest, once nothing uses it, so that the host may unplug it.
+    ///
+    /// # Errors
+    /// When it stays in use.
+    pub async fn remove(&self) -> Result<()> {
+        self.wait_unused().await?;
+        let delete = self.sysfs.join("device/delete");
+        if !delete.exists() {
+            return Ok(()); // Virtio disks leave when their PCI device does.
+        }
+        fs::write(&delete, "1").context(|| format!("remove disk {}", self.name))
+    }
+
+    /// An exclusive open fails as long as a file system is on the disk; mounts in a dying namespace may hold it for
+    /// a moment.
+    async fn wait_unused(&self) -> Result<()> {
+        let device = self.device();
+        let flags = OFlag::O_RDONLY | OFlag::O_EXCL | OFlag::O_CLOEXEC;
+        let end = Instant::now() + LET_GO;
+        loop {
+            match open(&device, flags, Mode::empty()) {
+                Ok(_) => return Ok(()),
+                Err(error) if Instant::now() >= end => {
+                    return Err(error).context(|| format!("wait for disk {} to be unused", self.name));
+                }
+                Err(_) => sleep(Duration::from_millis(5)).await,
+            }
+        }
+    }
+}
+
+/// Where to look for disks.
+pub struct Disks {
+    sys_block: PathBuf,
+}
+
+impl Default for Disks {
+    fn default() -> Self {
+        Self { sys_block: "/sys/block".into() }
+    }
+}
+
+impl Disks {
+    #[cfg(test)]
+    pub fn at(sys_block: PathBuf) -> Self {
+        Self { sys_block }
+    }
+
+    /// The disk with this serial, which may be on its way.
+    ///
+    /// # Errors
+    /// `DeadlineExceeded`, naming the serial, when it does not appear.
+    pub async fn wait(&self, serial: &str) -> Result<Disk> {
+        if let Some(disk) = self.find(serial) {
+            return Ok(disk);
+        }
+        let uevents = Uevents::listen().context(|| "listen to the kernel's device events")?;
+        let end = Instant::now() + DEADLINE;
+        loop {
+            // After the socket is open, so that nothing falls between looking and listening.
+            if let Some(disk) = self.find(serial) {
+                return Ok(disk);
+            }
+            if Instant::now() >= end {
+                let seconds = DEADLINE.as_secs();
+                return Err(AgentError::DeadlineExceeded(format!(
+                    "the disk with serial {serial:?} did not appear within {seconds} s"
+                )));
+            }
+            if let Ok(event) = timeout(RESCAN, uevents.block_device()).await {
+                event.context(|| "receive the kernel's device events")?;
+            }
+        }
+    }
+
+    pub fn find(&self, serial: &str) -> Option<Disk> {
+        let entries = fs::read_dir(&self.sys_block).ok()?;
+        entries.flatten().find_map(|entry| {
+            let sysfs = entry.path();
+            let name = entry.file_name().into_string().ok()?;
+            (read_serial(&sysfs)? == serial).then_some(Disk { name, sysfs })
+        })
+    }
+}
+
+/// A SCSI disk tells its serial in vital product data page 0x80 (a header of 4 bytes, then text), a virtio disk in
+/// an attribute of its own.
+fn read_serial(sysfs: &Path) -> Option<String> {
+    let text = match fs::read(sysfs.join("device/vpd_pg80")) {
+        Ok(page) => page.get(4..)?.to_vec(),
+        Err(_) => fs::read(sysfs.join("serial")).ok()?,
+    };
+    let text = String::from_utf8(text).ok()?;
+    let text = text.trim_matches(|letter: char| letter.is_whitespace() || letter == '\0');
+    (!text.is_empty()).then(|| text.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn disks() -> (tempfile::TempDir, Disks) {
+        let directory = tempfile::tempdir().unwrap();
+        let add = |path: &str, content: &[u8]| {
+            let path = directory.path().join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, content).unwrap();
+        };
+        add("sda/device/vpd_pg80", b"\0\x80\0\x07layer-1");
+        add("sdb/device/vpd_pg80", b"\0\x80\0\x0a  scratch ");
+        add("vda/serial", b"virtio-1");
+        add("loop0/size", b"0");
+        let disks = Disks::at(directory.path().into());
+        (directory, disks)
+    }
+
+    #[test]
+    fn serials_of_scsi_and_virtio_disks() {
+        let (_directory, disks) = disks();
+        let device = |serial| disks.find(serial).map(|disk| disk.device());
+        assert_eq!(device("layer-1"), Some("/dev/sda".into()));
+        assert_eq!(device("scratch"), Some("/dev/sdb".into()));
+        assert_eq!(device("virtio-1"), Some("/dev/vda".into()));
+        assert_eq!(device("layer-2"), None);
+        assert_eq!(device(""), None);
+    }
+}

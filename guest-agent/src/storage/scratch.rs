@@ -1,0 +1,47 @@
+//! The pod's writable disk and its shared memory.
+
+use std::fs;
+
+use nix::mount::MsFlags;
+
+use super::disk::Disks;
+use super::mounter::{Mount, Mounter};
+use crate::config::Paths;
+use crate::error::{Context, Result};
+
+const DEFAULT_SHM: u64 = 64 * 1024 * 1024;
+
+/// Mounts the disk with this serial, or memory when the serial is empty.
+///
+/// # Errors
+/// `DeadlineExceeded` when the disk does not appear, `Internal` when it holds no ext4 file system.
+pub async fn mount_disk(paths: &Paths, serial: &str, mounter: &dyn Mounter) -> Result<()> {
+    let target = paths.scratch();
+    fs::create_dir_all(&target).context(|| format!("create {}", target.display()))?;
+    if serial.is_empty() {
+        let flags = MsFlags::empty();
+        return mounter.mount(Mount { source: "scratch", target: &target, kind: "tmpfs", flags, options: "mode=0711" });
+    }
+    let disk = Disks::default().wait(serial).await?;
+    let device = disk.device();
+    mounter.mount(Mount {
+        source: &device.to_string_lossy(),
+        target: &target,
+        kind: "ext4",
+        flags: MsFlags::MS_NOATIME,
+        options: "",
+    })
+}
+
+/// Mounts what the pod's containers see as /dev/shm.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn mount_shm(paths: &Paths, size: u64, mounter: &dyn Mounter) -> Result<()> {
+    let target = paths.shm();
+    fs::create_dir_all(&target).context(|| format!("create {}", target.display()))?;
+    let size = if size == 0 { DEFAULT_SHM } else { size };
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    let options = format!("mode=1777,size={size}");
+    mounter.mount(Mount { source: "shm", target: &target, kind: "tmpfs", flags, options: &options })
+}

@@ -1,0 +1,258 @@
+"""The agent's client over grpc.aio."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import grpc
+
+from vmruntime.agent import checks
+from vmruntime.agent.errors import AgentError, AgentGone, AgentLied
+from vmruntime.agent.interface import (
+    AgentHello,
+    ExecOutput,
+    GuestContainer,
+    GuestContainerState,
+    GuestSetup,
+    OutputReader,
+)
+from vmruntime.errors import Code
+from vmruntime.generated import agent_pb2, agent_pb2_grpc
+from vmruntime.model.container import ContainerUser
+from vmruntime.model.output import OutputRecord
+from vmruntime.model.stats import ContainerUsage
+
+T = TypeVar("T")
+
+PROTOCOL = 1
+CALL_TIMEOUT = 60.0
+EXEC_SLACK = 20.0
+CHANNEL_OPTIONS = [
+    ("grpc.initial_reconnect_backoff_ms", 50),
+    ("grpc.min_reconnect_backoff_ms", 50),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+    ("grpc.max_receive_message_length", 4 * 1024 * 1024),
+    ("grpc.max_send_message_length", 16 * 1024 * 1024),
+    ("grpc.use_local_subchannel_pool", 1),
+    ("grpc.enable_http_proxy", 0),
+]
+
+
+class AgentClient:
+    """Implements agent.interface.Agent on a relay's unix socket."""
+
+    def __init__(self, socket: Path) -> None:
+        self._channel = grpc.aio.insecure_channel(f"unix:{socket}", options=CHANNEL_OPTIONS)
+        self._stub: Any = agent_pb2_grpc.AgentStub(self._channel)
+
+    async def close(self) -> None:
+        """Disconnect; calls under way end with AgentGone."""
+        await self._channel.close(None)
+
+    async def hello(self) -> AgentHello:
+        """Ask who answers.
+
+        Raises:
+            AgentLied: It speaks another protocol.
+        """
+        answer = await self._call(self._stub.Hello(agent_pb2.HelloRequest(protocol=PROTOCOL), timeout=CALL_TIMEOUT))
+        if answer.protocol != PROTOCOL:
+            raise AgentLied(f"it speaks protocol {answer.protocol}, not {PROTOCOL}; rebuild the guest (make guest)")
+        return AgentHello(
+            version=checks.text(answer.agent_version, "its version", 64),
+            kernel=checks.text(answer.kernel_release, "the kernel's release", 128),
+            sandbox_id=checks.text(answer.sandbox_id, "the sandbox id", 128),
+            uptime_us=answer.uptime_us,
+            started_us=answer.agent_started_us,
+        )
+
+    async def setup(self, setup: GuestSetup) -> None:
+        """Turn the guest into a pod's sandbox."""
+        request = agent_pb2.SetupSandboxRequest(
+            sandbox_id=setup.sandbox_id,
+            hostname=setup.hostname,
+            time_unix_ns=setup.time_ns,
+            entropy=setup.entropy,
+            interfaces=[
+                agent_pb2.Interface(name=nic.name, mac=nic.mac, mtu=nic.mtu, addresses=nic.addresses)
+                for nic in setup.interfaces
+            ],
+            routes=[
+                agent_pb2.Route(destination=route.destination, gateway=route.gateway, interface=route.interface)
+                for route in setup.routes
+            ],
+            dns=agent_pb2.Dns(servers=setup.dns.servers, searches=setup.dns.searches, options=setup.dns.options),
+            sysctls=setup.sysctls,
+            scratch_serial=setup.scratch_serial,
+            shared_pid_namespace=setup.shared_pid_namespace,
+        )
+        await self._call(self._stub.SetupSandbox(request, timeout=CALL_TIMEOUT))
+
+    async def create(self, container: GuestContainer) -> tuple[int, ContainerUser]:
+        """Create a container; return its pid in the guest and the user it resolved."""
+        request = agent_pb2.CreateContainerRequest(
+            id=container.id,
+            oci_spec=container.oci_spec,
+            layers=[agent_pb2.Layer(serial=serial) for serial in container.layer_serials],
+            readonly_rootfs=container.readonly_rootfs,
+            user=container.user,
+            supplemental_groups=container.groups,
+            image_groups=container.image_groups,
+            pid_mode=agent_pb2.PidMode.ValueType(container.pid_mode.value),
+            pid_target=container.pid_target,
+            tty=container.tty,
+            stdin=container.stdin,
+            stdin_once=container.stdin_once,
+        )
+        answer = await self._call(self._stub.CreateContainer(request, timeout=CALL_TIMEOUT))
+        if len(answer.groups) > 65536:
+            raise AgentLied("a user has more than 65536 groups")
+        user = ContainerUser(uid=answer.uid, gid=answer.gid, groups=list(answer.groups))
+        return checks.number(answer.pid, "a pid", 1, 1 << 22), user
+
+    async def start(self, container_id: str) -> int:
+        """Start a container; return when, in nanoseconds since the epoch."""
+        request = agent_pb2.StartContainerRequest(id=container_id)
+        answer = await self._call(self._stub.StartContainer(request, timeout=CALL_TIMEOUT))
+        return checks.number(answer.started_at_unix_ns, "a start time", 1, checks.NS_LIMIT)
+
+    async def signal(self, container_id: str, signal: int, *, everyone: bool = False) -> None:
+        """Signal the container's first process, or every process."""
+        request = agent_pb2.SignalContainerRequest(id=container_id, signal=signal, all=everyone)
+        await self._call(self._stub.SignalContainer(request, timeout=CALL_TIMEOUT))
+
+    async def delete(self, container_id: str) -> list[str]:
+        """Kill and remove a container; return the serials of layer disks that nothing uses any more."""
+        request = agent_pb2.DeleteContainerRequest(id=container_id)
+        answer = await self._call(self._stub.DeleteContainer(request, timeout=CALL_TIMEOUT))
+        return [checks.text(serial, "a serial", 36) for serial in answer.released_serials[:1024]]
+
+    async def containers(self) -> list[GuestContainerState]:
+        """Return every container the agent knows."""
+        answer = await self._call(self._stub.ListContainers(agent_pb2.ListContainersRequest(), timeout=CALL_TIMEOUT))
+        return [checks.container_state(state) for state in answer.containers]
+
+    async def events(self) -> AsyncIterator[GuestContainerState]:
+        """Iterate over every container's state, then over changes."""
+        stream = self._stub.Events(agent_pb2.EventsRequest())
+        async for message in self._stream(stream):
+            yield checks.container_state(message)
+
+    @contextlib.asynccontextmanager
+    async def output(self, container_id: str, after_seq: int) -> AsyncIterator[OutputReader]:
+        """Read a container's output after record `after_seq`."""
+        stream = self._stub.ReadOutput()
+        try:
+            await self._call(stream.write(agent_pb2.ReadOutputRequest(container_id=container_id, after_seq=after_seq)))
+            yield _OutputStream(self, stream, after_seq)
+        finally:
+            stream.cancel()
+
+    async def exec_sync(self, container_id: str, argv: list[str], timeout: float, limit: int) -> ExecOutput:
+        """Run a command to its end; `limit` bytes of each output are kept; timeout 0: none."""
+        start = agent_pb2.ExecStart(container_id=container_id, args=argv, timeout_ms=round(timeout * 1000))
+        deadline = timeout + EXEC_SLACK if timeout > 0 else None
+        stream = self._stub.Exec(timeout=deadline)
+        try:
+            await self._call(stream.write(agent_pb2.ExecRequest(start=start)))
+            await self._call(stream.done_writing())
+            return await self._collect(stream, limit)
+        finally:
+            stream.cancel()
+
+    async def stats(self, container_ids: list[str]) -> list[ContainerUsage]:
+        """Return what containers use."""
+        request = agent_pb2.StatsRequest(container_ids=container_ids)
+        answer = await self._call(self._stub.Stats(request, timeout=CALL_TIMEOUT))
+        return [
+            ContainerUsage(
+                id=checks.text(one.id, "a container's id", 128),
+                time=checks.number(answer.time_unix_ns, "the time", 0, checks.NS_LIMIT),
+                cpu_ns=one.cpu_usage_ns,
+                memory_usage=one.memory_usage_bytes,
+                memory_working_set=one.memory_working_set_bytes,
+                memory_rss=one.memory_rss_bytes,
+                memory_limit=one.memory_limit_bytes,
+                page_faults=one.memory_page_faults,
+                major_page_faults=one.memory_major_page_faults,
+                swap_usage=one.swap_usage_bytes,
+                pids=one.pids,
+                writable_bytes=one.writable_layer_bytes,
+                writable_inodes=one.writable_layer_inodes,
+            )
+            for one in answer.containers
+        ]
+
+    async def shutdown(self, grace: float) -> None:
+        """Ask the guest to stop its containers within `grace` seconds and power off."""
+        request = agent_pb2.ShutdownRequest(grace_ms=round(grace * 1000))
+        await self._call(self._stub.Shutdown(request, timeout=grace + 5.0))
+
+    async def _collect(self, stream: Any, limit: int) -> ExecOutput:
+        kept = {"stdout": bytearray(), "stderr": bytearray()}
+        async for message in self._stream(stream):
+            which = message.WhichOneof("message")
+            if which in kept:
+                data = getattr(message, which)
+                kept[which] += data[: max(0, limit - len(kept[which]))]
+            elif which == "exited":
+                return ExecOutput(
+                    stdout=bytes(kept["stdout"]),
+                    stderr=bytes(kept["stderr"]),
+                    exit_code=checks.number(message.exited.exit_code, "an exit code", 0, 255),
+                    timed_out=message.exited.timed_out,
+                    error=message.exited.error[: checks.TEXT_LIMIT],
+                )
+        raise AgentLied("a command's stream ended without its exit code")
+
+    async def _call(self, call: Awaitable[T]) -> T:
+        try:
+            return await call
+        except grpc.aio.AioRpcError as error:
+            raise translate(error) from error
+        except asyncio.InvalidStateError as error:  # grpc.aio: the stream has ended under a write
+            raise AgentGone("the connection to the guest agent ended") from error
+        except grpc.aio.UsageError as error:
+            raise AgentGone("the connection to the guest agent is closed") from error
+
+    async def _stream(self, stream: Any) -> AsyncIterator[Any]:
+        try:
+            async for message in stream:
+                yield message
+        except grpc.aio.AioRpcError as error:
+            raise translate(error) from error
+
+
+class _OutputStream:
+    def __init__(self, client: AgentClient, stream: Any, after_seq: int) -> None:
+        self._client = client
+        self._stream = stream
+        self._next = after_seq + 1
+
+    async def __aiter__(self) -> AsyncIterator[OutputRecord]:
+        async for message in self._client._stream(self._stream):
+            record = checks.output_record(message, self._next)
+            self._next += 1
+            yield record
+
+    async def acknowledge(self, seq: int) -> None:
+        """Tell the agent that everything up to `seq` may be forgotten."""
+        await self._client._call(self._stream.write(agent_pb2.ReadOutputRequest(after_seq=seq)))
+
+
+def translate(error: grpc.aio.AioRpcError) -> AgentError:
+    """Return the error of a call in vmruntime's terms."""
+    status = error.code()
+    details = "".join(c if c.isprintable() else " " for c in (error.details() or ""))[: checks.TEXT_LIMIT]
+    if status is grpc.StatusCode.UNAVAILABLE:
+        return AgentGone(f"the guest agent does not answer: {details}")
+    if status is grpc.StatusCode.CANCELLED:
+        return AgentGone("the connection to the guest agent was closed")
+    try:
+        return AgentError(details or status.name, Code[status.name])
+    except KeyError:
+        return AgentError(f"{status.name}: {details}", Code.INTERNAL)

@@ -1,0 +1,27 @@
+"""Failures of the guest agent, as the host sees them."""
+
+from __future__ import annotations
+
+from vmruntime.errors import Code, VmruntimeError
+
+
+class AgentError(VmruntimeError):
+    """Raised when the agent refused; `code` is the one it gave, the message its words."""
+
+    def __init__(self, message: str, code: Code) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class AgentGone(AgentError):
+    """Raised when the agent cannot be reached: its VM ended or the connection broke."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, Code.UNAVAILABLE)
+
+
+class AgentLied(AgentError):
+    """Raised when an answer breaks the protocol: nothing a guest says is trusted."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(f"the guest agent broke the protocol: {message}", Code.INTERNAL)

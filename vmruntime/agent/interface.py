@@ -1,0 +1,170 @@
+"""What the host asks of a guest agent; proto/agent.proto in Python types."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
+from typing import Protocol
+
+import msgspec
+
+from vmruntime.model.container import ContainerUser
+from vmruntime.model.output import OutputRecord
+from vmruntime.model.sandbox import Dns, NetworkInterface, NetworkRoute
+from vmruntime.model.stats import ContainerUsage
+
+AGENT_PORT = 1024
+"""The vsock port of every agent."""
+
+RECORD_LIMIT = 16 * 1024
+"""Bytes of one output record."""
+
+
+class AgentHello(msgspec.Struct, frozen=True, kw_only=True):
+    """Who answers.
+
+    Attributes:
+        sandbox_id: Empty until set-up.
+        uptime_us, started_us: Microseconds since the guest's kernel started: now, and when the agent began.
+    """
+
+    version: str
+    kernel: str
+    sandbox_id: str
+    uptime_us: int
+    started_us: int
+
+
+class GuestSetup(msgspec.Struct, frozen=True, kw_only=True):
+    """What makes a booted guest one pod's sandbox."""
+
+    sandbox_id: str
+    hostname: str
+    time_ns: int
+    entropy: bytes
+    interfaces: list[NetworkInterface]
+    routes: list[NetworkRoute]
+    dns: Dns
+    sysctls: dict[str, str]
+    scratch_serial: str
+    shared_pid_namespace: bool
+
+
+class PidMode(enum.Enum):
+    """Whose processes a container sees."""
+
+    CONTAINER = 0
+    POD = 1
+    TARGET = 2
+
+
+class GuestContainer(msgspec.Struct, frozen=True, kw_only=True):
+    """A container to create.
+
+    Attributes:
+        oci_spec: config.json of the OCI runtime specification, as JSON.
+        layer_serials: Lowest first.
+        user: user[:group] by id or name; empty keeps what the spec says.
+        image_groups: Also take the groups the image's /etc/group gives the user.
+    """
+
+    id: str
+    oci_spec: bytes
+    layer_serials: list[str]
+    readonly_rootfs: bool
+    user: str
+    groups: list[int]
+    image_groups: bool
+    pid_mode: PidMode
+    pid_target: str = ""
+    tty: bool = False
+    stdin: bool = False
+    stdin_once: bool = False
+
+
+class GuestPhase(enum.Enum):
+    """How far a container is, in the guest's eyes."""
+
+    CREATED = 0
+    RUNNING = 1
+    EXITED = 2
+
+
+class GuestContainerState(msgspec.Struct, frozen=True, kw_only=True):
+    """One container in the guest. Times are nanoseconds since the epoch by the guest's clock."""
+
+    id: str
+    phase: GuestPhase
+    pid: int
+    started_at: int
+    exited_at: int
+    exit_code: int
+    oom_killed: bool
+
+
+class ExecOutput(msgspec.Struct, frozen=True, kw_only=True):
+    """What a command said.
+
+    Attributes:
+        error: Why it could not start; empty when it did.
+    """
+
+    stdout: bytes
+    stderr: bytes
+    exit_code: int
+    timed_out: bool
+    error: str
+
+
+class OutputReader(Protocol):
+    """A container's output from one record on; iterate, then acknowledge what is safe."""
+
+    def __aiter__(self) -> AsyncIterator[OutputRecord]:
+        """Iterate to the end of an exited container's output."""
+
+    async def acknowledge(self, seq: int) -> None:
+        """Tell the agent that everything up to `seq` may be forgotten."""
+
+
+class Agent(Protocol):
+    """A connected agent. Every method raises AgentError (with the agent's code), AgentGone or AgentLied."""
+
+    async def hello(self) -> AgentHello:
+        """Ask who answers."""
+
+    async def setup(self, setup: GuestSetup) -> None:
+        """Turn the guest into a pod's sandbox."""
+
+    async def create(self, container: GuestContainer) -> tuple[int, ContainerUser]:
+        """Create a container; return its pid in the guest and the user it resolved."""
+
+    async def start(self, container_id: str) -> int:
+        """Start a container; return when, in nanoseconds since the epoch."""
+
+    async def signal(self, container_id: str, signal: int, *, everyone: bool = False) -> None:
+        """Signal the container's first process, or every process."""
+
+    async def delete(self, container_id: str) -> list[str]:
+        """Kill and remove a container; return the serials of layer disks that nothing uses any more."""
+
+    async def containers(self) -> list[GuestContainerState]:
+        """Return every container the agent knows."""
+
+    def events(self) -> AsyncIterator[GuestContainerState]:
+        """Iterate over every container's state, then over changes."""
+
+    def output(self, container_id: str, after_seq: int) -> AbstractAsyncContextManager[OutputReader]:
+        """Read a container's output after record `after_seq`."""
+
+    async def exec_sync(self, container_id: str, argv: list[str], timeout: float, limit: int) -> ExecOutput:
+        """Run a command to its end; `limit` bytes of each output are kept; timeout 0: none."""
+
+    async def stats(self, container_ids: list[str]) -> list[ContainerUsage]:
+        """Return what containers use."""
+
+    async def shutdown(self, grace: float) -> None:
+        """Ask the guest to stop its containers within `grace` seconds and power off."""
+
+    async def close(self) -> None:
+        """Disconnect."""

@@ -1,0 +1,45 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def output(*formats: str) -> Callable[[F], F]:
+    """Return the -o option with these formats, the first of which is the default."""
+    return click.option(
+        "-o", "--output", type=click.Choice(formats), default=formats[0], show_default=True, help="How to show it."
+    )
+
+
+def container(function: F) -> F:
+    """Add --container, which chooses among a pod's containers."""
+    return click.option("-c", "--container", default="", metavar="NAME", help="Which container of the pod.")(function)
+
+
+def terminal(function: F) -> F:
+    """Add -i and -t, refused for now with words of their own rather than as unknown options."""
+
+    def refuse(ctx: click.Context, param: click.Parameter, value: bool) -> bool:
+        if value:
+            raise click.UsageError(
+                f"{param.opts[0]}: interactive terminals are not built yet; leave out -i and -t", ctx=ctx
+            )
+        return value
+
+    function = click.option(
+        "-t", "--tty", is_flag=True, expose_value=False, callback=refuse, help="Give it a terminal (not built yet)."
+    )(function)
+    return click.option(
+        "-i", "--interactive", is_flag=True, expose_value=False, callback=refuse, help="Pass stdin on (not built yet)."
+    )(function)
+
+
+def dashes(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> tuple[str, ...]:
+    """Drop the -- that separates a command from what comes before it."""
+    return value[1:] if value[:1] == ("--",) else value

@@ -1,0 +1,151 @@
+"""What the types of the configuration cannot say: rules about paths, lengths and addresses.
+
+A problem is returned, not raised, so that the caller can put the name of the file in front of it.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from vmruntime.config.settings import Settings
+from vmruntime.errors import InvalidArgument
+from vmruntime.paths import Paths
+
+SOCKET_PATH_LIMIT = 107
+"""Bytes of a unix socket's path without the final NUL (unix(7))."""
+
+SANDBOX_SOCKET_RESERVE = 24
+"""Bytes kept for the names of sockets in a sandbox's directory."""
+
+MINIMUM_ADDRESSES = 8
+"""Fewer pods than this per node is a typing mistake rather than a network."""
+
+_field = InvalidArgument.field
+
+
+def problems(settings: Settings) -> Iterator[InvalidArgument]:
+    """Iterate over everything in the settings that cannot work, in the order of the file."""
+    yield from _paths(settings)
+    yield from _socket_lengths(settings)
+    yield from _cgroup(settings)
+    yield from _hypervisor(settings)
+    yield from _guest(settings)
+    yield from _images(settings)
+    yield from _network(settings)
+
+
+def _paths(settings: Settings) -> Iterator[InvalidArgument]:
+    required = {
+        "root": settings.root,
+        "run": settings.run,
+        "network.conf_dir": settings.network.conf_dir,
+        **{f"network.bin_dirs[{i}]": path for i, path in enumerate(settings.network.bin_dirs)},
+    }
+    optional = {
+        "socket": settings.socket,
+        "guest.directory": settings.guest.directory,
+        "images.policy": settings.images.policy,
+        "images.registries_conf": settings.images.registries_conf,
+    }
+    for key, value in {**required, **{k: v for k, v in optional.items() if v}}.items():
+        if not os.path.isabs(value):
+            yield _field(key, value, "is not an absolute path", remedy="begin it with /")
+        elif "\0" in value or ".." in Path(value).parts:
+            yield _field(key, value, 'has a ".." or NUL in it', remedy="write the path out")
+    if settings.root == settings.run:
+        yield _field("run", settings.run, "is the same directory as root", remedy="give each its own")
+
+
+def _socket_lengths(settings: Settings) -> Iterator[InvalidArgument]:
+    def length(path: Path | str) -> int:
+        return len(os.fsencode(path))
+
+    if settings.socket and length(settings.socket) > SOCKET_PATH_LIMIT:
+        yield _field(
+            "socket",
+            settings.socket,
+            f"is {length(settings.socket)} bytes long",
+            remedy=f"unix sockets allow {SOCKET_PATH_LIMIT}",
+        )
+    deepest = length(Paths(run=Path(settings.run)).sandbox("0" * 64)) + 1 + SANDBOX_SOCKET_RESERVE
+    if deepest > SOCKET_PATH_LIMIT:
+        longest = length(settings.run) - (deepest - SOCKET_PATH_LIMIT)
+        yield _field(
+            "run",
+            settings.run,
+            "is too long: the pods' sockets under it would not fit into a unix socket address",
+            remedy=f"use a directory of at most {longest} bytes",
+        )
+
+
+def _cgroup(settings: Settings) -> Iterator[InvalidArgument]:
+    parent = settings.cgroup_parent
+    if ".." in Path(parent).parts or "\0" in parent:
+        yield _field("cgroup_parent", parent, 'has a ".." or NUL in it', remedy="write the path out")
+    elif settings.cgroup_driver == "cgroupfs" and not parent.startswith("/"):
+        yield _field("cgroup_parent", parent, "is not an absolute cgroup path", remedy="begin it with /")
+
+
+def _hypervisor(settings: Settings) -> Iterator[InvalidArgument]:
+    hypervisor = settings.hypervisor
+    if not hypervisor.user:
+        yield _field("hypervisor.user", "", "names no account", remedy='the default is "vmruntime"')
+    for key, program in (("qemu", hypervisor.qemu), ("vhost_device_vsock", hypervisor.vhost_device_vsock)):
+        # A bare name is looked up on PATH; anything else must not depend on where the daemon was started.
+        if "/" in program and not os.path.isabs(program):
+            yield _field(
+                f"hypervisor.{key}", program, "is a relative path", remedy="give a name on PATH or begin it with /"
+            )
+    yield from _finite("hypervisor.boot_timeout", hypervisor.boot_timeout)
+
+
+def _guest(settings: Settings) -> Iterator[InvalidArgument]:
+    arguments = settings.guest.kernel_args
+    if not arguments.isprintable():
+        yield _field("guest.kernel_args", arguments, "has a control character", remedy="separate by spaces")
+
+
+def _images(settings: Settings) -> Iterator[InvalidArgument]:
+    yield from _finite("images.pull_timeout", settings.images.pull_timeout)
+    for i, reference in enumerate(settings.images.pinned):
+        if not reference or not reference.isprintable() or " " in reference:
+            yield _field(f"images.pinned[{i}]", reference, "is no image reference", remedy="such as busybox:1.36")
+
+
+def _network(settings: Settings) -> Iterator[InvalidArgument]:
+    network = settings.network
+    if not network.bin_dirs:
+        yield _field("network.bin_dirs", [], "is empty", remedy="name the directories of the CNI plugins")
+    yield from _subnet(network.default_subnet)
+    yield from _finite("network.plugin_timeout", network.plugin_timeout)
+
+
+def _subnet(text: str) -> Iterator[InvalidArgument]:
+    key = "network.default_subnet"
+    try:
+        subnet = ipaddress.ip_network(text)
+    except ValueError:
+        try:
+            meant = str(ipaddress.ip_network(text, strict=False)) if "/" in text else ""
+        except ValueError:
+            meant = ""
+        remedy = f"did you mean {meant}?" if meant else "such as 10.88.0.0/16"
+        yield _field(key, text, "is not a network", remedy=remedy)
+        return
+    # Three are never a pod's: the network's own address, the bridge's and the broadcast address.
+    usable = subnet.num_addresses - 3
+    if usable < MINIMUM_ADDRESSES:
+        yield _field(
+            key, text, f"has room for {max(0, usable)} pods", remedy=f"use at least a /{subnet.max_prefixlen - 4}"
+        )
+    elif subnet.is_multicast or subnet.is_loopback:
+        yield _field(key, text, "cannot be a pod network", remedy="such as 10.88.0.0/16")
+
+
+def _finite(key: str, seconds: float) -> Iterator[InvalidArgument]:
+    if not math.isfinite(seconds):
+        yield _field(key, seconds, "never ends", remedy="give a number of seconds")

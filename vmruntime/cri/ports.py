@@ -1,0 +1,55 @@
+"""What the CRI services need besides pods: images and the runtime's condition."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from vmruntime.model.image import Image, RegistryAuth
+
+
+class FsUsage(Protocol):
+    """What images take on disk."""
+
+    @property
+    def mountpoint(self) -> str:
+        """Directory whose file system holds the images."""
+
+    @property
+    def used_bytes(self) -> int:
+        """Bytes the images use, not the whole file system."""
+
+    @property
+    def inodes_used(self) -> int:
+        """Inodes the images use."""
+
+
+class Images(Protocol):
+    """The image service. Methods may raise any vmruntime.errors class."""
+
+    async def pull(self, reference: str, auth: RegistryAuth | None) -> Image:
+        """Bring an image here, or find that it is, and return it."""
+
+    def status(self, reference: str) -> Image | None:
+        """Return the image that a name, digest reference or id stands for; None: not here."""
+
+    def list(self) -> list[Image]:
+        """Return every image here."""
+
+    async def remove(self, reference: str) -> None:
+        """Forget an image with all its names; one that is not here: success."""
+
+    def fs_usage(self) -> FsUsage:
+        """Return what the images take on disk, from memory."""
+
+
+class Conditions(Protocol):
+    """How the runtime is."""
+
+    async def runtime_ready(self) -> tuple[bool, str, str]:
+        """Return whether VMs can be started, a CamelCase reason and a message; both empty when ready."""
+
+    async def network_ready(self) -> tuple[bool, str, str]:
+        """Return whether pods can get an address, a CamelCase reason and a message; both empty when ready."""
+
+    def info(self) -> dict[str, str]:
+        """Return facts for `crictl info`, each value JSON."""

@@ -1,0 +1,142 @@
+"""QEMU's command line, as a pure function."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from vmruntime.hypervisor.devices import Architecture
+from vmruntime.hypervisor.interface import Accelerator, VmSpec
+
+HOTPLUG_PORTS = 4
+
+
+class Descriptors(msgspec.Struct, frozen=True, kw_only=True):
+    """Open descriptors that QEMU inherits, by number.
+
+    Attributes:
+        qmp, console: Listening unix sockets.
+        vsock: A connection to vhost-device-vsock, or /dev/vhost-vsock.
+        disks: One for each disk of the VmSpec, in order.
+    """
+
+    qmp: int
+    console: int
+    vsock: int
+    vsock_native: bool
+    disks: list[int]
+
+    def all(self) -> list[int]:
+        """Return every descriptor."""
+        return [self.qmp, self.console, self.vsock, *self.disks]
+
+
+def qemu_argv(
+    qemu: str, architecture: Architecture, accelerator: Accelerator, spec: VmSpec, descriptors: Descriptors
+) -> list[str]:
+    """Return the arguments that start one VM.
+
+    QEMU opens no path but the kernel and initramfs: disks and sockets are descriptors, so the account it runs as needs
+    no rights to the files of pods and images.
+    """
+    memory = f"{spec.size.memory_mib}M"
+    return [
+        qemu,
+        *("-name", f"guest=vmruntime-{spec.id[:13]},debug-threads=on"),
+        *("-machine", f"{architecture.machine},memory-backend=ram"),
+        *("-accel", _accel(accelerator)),
+        *("-cpu", architecture.cpu[accelerator.value]),
+        *("-smp", f"cpus={spec.size.vcpus}"),
+        *("-m", f"size={memory}"),
+        # vhost-user backends map the guest's memory, hence a shared memfd.
+        *("-object", f"memory-backend-memfd,id=ram,size={memory},share={_share(descriptors)}"),
+        *("-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-msg", "timestamp=on"),
+        *("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"),
+        *("-chardev", f"socket,id=qmp,fd={descriptors.qmp},server=on,wait=off"),
+        *("-mon", "chardev=qmp,mode=control"),
+        *("-chardev", f"socket,id=console,fd={descriptors.console},server=on,wait=off"),
+        *("-serial", "chardev:console"),
+        *("-kernel", str(spec.kernel), "-initrd", str(spec.initramfs)),
+        *("-append", kernel_command_line(architecture, spec.kernel_args)),
+        *("-device", "virtio-rng-pci"),
+        *("-device", "virtio-scsi-pci,id=scsi0,num_queues=1"),
+        *_vsock(spec.cid, descriptors),
+        *_root_ports(),
+        *_disks(spec, descriptors.disks),
+        *architecture.extra,
+    ]
+
+
+def kernel_command_line(architecture: Architecture, extra: str) -> str:
+    """Return the guest kernel's arguments.
+
+    panic=-1 with -no-reboot turns a kernel panic into an exit of QEMU instead of a VM that hangs.
+    """
+    base = f"console={architecture.serial} quiet loglevel=4 panic=-1 reboot=t i8042.noaux i8042.nokbd tsc=reliable"
+    return f"{base} {extra}".strip()
+
+
+def disk_blockdev(node: str, fdset: int, *, readonly: bool) -> dict[str, object]:
+    """Return the blockdev-add arguments of a raw disk behind a descriptor set."""
+    return {
+        "driver": "raw",
+        "node-name": node,
+        "read-only": readonly,
+        # Freed blocks of the writable layer go back to the host's file system.
+        "discard": "ignore" if readonly else "unmap",
+        "file": {
+            "driver": "file",
+            "filename": f"/dev/fdset/{fdset}",
+            "read-only": readonly,
+            # Layers are immutable and shared by every VM: no lock; the writable layer has one user.
+            "locking": "off" if readonly else "auto",
+        },
+    }
+
+
+def disk_device(node: str, serial: str) -> dict[str, object]:
+    """Return the device_add arguments of a SCSI disk."""
+    return {"driver": "scsi-hd", "bus": "scsi0.0", "drive": node, "id": f"dev-{node}", "serial": serial}
+
+
+def node_name(serial: str) -> str:
+    """Return the block node of a disk; QEMU allows 31 characters."""
+    return f"d-{serial[:28]}"
+
+
+def _accel(accelerator: Accelerator) -> str:
+    return "kvm" if accelerator is Accelerator.KVM else "tcg,thread=multi"
+
+
+def _share(descriptors: Descriptors) -> str:
+    return "off" if descriptors.vsock_native else "on"
+
+
+def _vsock(cid: int, descriptors: Descriptors) -> Sequence[str]:
+    if descriptors.vsock_native:
+        return ("-device", f"vhost-vsock-pci,guest-cid={cid},vhostfd={descriptors.vsock}")
+    return (
+        *("-chardev", f"socket,id=vsock,fd={descriptors.vsock}"),
+        *("-device", "vhost-user-vsock-pci,chardev=vsock"),
+    )
+
+
+def _root_ports() -> list[str]:
+    """NICs and shares are hot-plugged into these; PCIe has no hot-plug on the root bus itself."""
+    return [
+        argument
+        for port in range(HOTPLUG_PORTS)
+        for argument in ("-device", f"pcie-root-port,id=port{port},chassis={port + 1},slot={port + 1}")
+    ]
+
+
+def _disks(spec: VmSpec, descriptors: list[int]) -> list[str]:
+    arguments: list[str] = []
+    for number, (disk, descriptor) in enumerate(zip(spec.disks, descriptors, strict=True)):
+        node = node_name(disk.serial)
+        blockdev = disk_blockdev(node, number, readonly=disk.readonly)
+        arguments += ["-add-fd", f"fd={descriptor},set={number},opaque={disk.serial}"]
+        arguments += ["-blockdev", msgspec.json.encode(blockdev).decode()]
+        arguments += ["-device", msgspec.json.encode(disk_device(node, disk.serial)).decode()]
+    return arguments

@@ -1,0 +1,162 @@
+"""One running QEMU."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+
+from vmruntime.aio.detached import DetachedProcess
+from vmruntime.aio.tasks import TaskScope
+from vmruntime.hypervisor.console import ConsoleLog
+from vmruntime.hypervisor.errors import HypervisorError
+from vmruntime.hypervisor.interface import Disk, Nic, VmHandle
+from vmruntime.hypervisor.qemu.argv import HOTPLUG_PORTS, disk_blockdev, disk_device, node_name
+from vmruntime.hypervisor.qemu.monitor import Monitor
+from vmruntime.hypervisor.vsock import tail_of
+
+DETACH_TIMEOUT = 10.0
+ENDINGS = {
+    "guest-shutdown": "the guest powered off",
+    "guest-reset": "the guest's kernel panicked or asked for a reboot",
+    "guest-panic": "the guest's kernel panicked",
+    "host-signal": "QEMU was ended by a signal on the host",
+    "host-qmp-quit": "the VM was ended by the host",
+}
+
+
+class QemuVm:
+    """A VM and what the daemon needs to talk to it; implements hypervisor.interface.VirtualMachine."""
+
+    def __init__(
+        self, handle: VmHandle, process: DetachedProcess, helpers: list[DetachedProcess], monitor: Monitor
+    ) -> None:
+        self._handle = handle
+        self._process = process
+        self._helpers = helpers
+        self._monitor = monitor
+        self._ports = list(range(HOTPLUG_PORTS))
+        self._scope = TaskScope(f"vm {handle.id[:13]}")
+        self.directory = Path(handle.directory)
+        self.console = ConsoleLog(self.directory)
+        self._ending = ""
+
+    @property
+    def handle(self) -> VmHandle:
+        """What adopt() takes."""
+        return self._handle
+
+    async def open(self) -> None:
+        """Copy the console, listen for the reason of the VM's end, and learn which devices are plugged in."""
+        self._scope.start(self.console.copy(self.directory / "console.sock"), "console")
+        self._scope.start(self._note_ending(), "endings")
+        plugged = await self._monitor.execute("qom-list", {"path": "/machine/peripheral"})
+        used = {item["name"].partition("-")[0] for item in plugged}
+        self._ports = [port for port in self._ports if f"at{port}" not in used]
+
+    async def attached_disks(self) -> set[str]:
+        """Return the serials of the disks the VM has: every disk's descriptor carries its serial as a label."""
+        fdsets = await self._monitor.execute("query-fdsets")
+        return {str(fd["opaque"]) for fdset in fdsets for fd in fdset["fds"] if "opaque" in fd}
+
+    def console_tail(self) -> str:
+        """Return the last lines of the guest's console."""
+        return self.console.tail()
+
+    async def attach_disk(self, disk: Disk) -> None:
+        """Hot-plug a disk as a SCSI LUN; nothing stays behind when QEMU refuses."""
+        node = node_name(disk.serial)
+        async with contextlib.AsyncExitStack() as undo:
+            fdset = await self._add_fd(disk)
+            undo.push_async_callback(self._quietly, "remove-fd", {"fdset-id": fdset})
+            await self._monitor.execute("blockdev-add", disk_blockdev(node, fdset, readonly=disk.readonly))
+            undo.push_async_callback(self._quietly, "blockdev-del", {"node-name": node})
+            await self._monitor.execute("device_add", disk_device(node, disk.serial))
+            undo.pop_all()
+
+    async def detach_disk(self, serial: str) -> None:
+        """Unplug a disk and close its file; unknown serial: success."""
+        node = node_name(serial)
+        device = f"dev-{node}"
+        with self._monitor.listen_deleted(device) as deleted:
+            try:
+                await self._monitor.execute("device_del", {"id": device})
+            except HypervisorError as error:
+                if "not found" not in error.message:
+                    raise
+                return
+            if not await deleted(DETACH_TIMEOUT):
+                raise HypervisorError(f"the guest did not let go of {serial} within {DETACH_TIMEOUT:g} s")
+        await self._monitor.execute("blockdev-del", {"node-name": node})
+        for fdset in await self._monitor.execute("query-fdsets"):
+            if any(fd.get("opaque") == serial for fd in fdset["fds"]):
+                await self._quietly("remove-fd", {"fdset-id": fdset["fdset-id"]})
+
+    async def attach_nic(self, nic: Nic, tap_fd: int) -> None:
+        """Hot-plug a NIC into a free root port; the descriptor stays the caller's."""
+        if not self._ports:
+            raise HypervisorError(f"the VM has no free port for {nic.id}: it has {HOTPLUG_PORTS}")
+        port = self._ports.pop(0)
+        async with contextlib.AsyncExitStack() as undo:
+            undo.callback(self._ports.insert, 0, port)
+            name = f"tap-{nic.id}"
+            await self._monitor.execute_with_fd("getfd", {"fdname": name}, tap_fd)
+            undo.push_async_callback(self._quietly, "closefd", {"fdname": name})
+            await self._monitor.execute("netdev_add", {"type": "tap", "id": f"net-{nic.id}", "fd": name})
+            undo.push_async_callback(self._quietly, "netdev_del", {"id": f"net-{nic.id}"})
+            await self._monitor.execute(
+                "device_add",
+                {
+                    "driver": "virtio-net-pci",
+                    "id": f"at{port}-{nic.id}",
+                    "netdev": f"net-{nic.id}",
+                    "mac": nic.mac,
+                    "bus": f"port{port}",
+                    "romfile": "",
+                },
+            )
+            undo.pop_all()
+
+    async def wait(self) -> str:
+        """Wait for the VM's end and return why."""
+        status = await self._process.wait()
+        if self._ending in ENDINGS:
+            return ENDINGS[self._ending]
+        said = tail_of(self.directory / "qemu.log", 300)
+        how = "ended" if status in (None, 0) else f"ended with status {status}"
+        return f"QEMU {how}: {said}" if status else f"QEMU {how}"
+
+    async def kill(self) -> None:
+        """End QEMU and its helpers at once."""
+        await self._process.end()
+        for helper in self._helpers:
+            await helper.end()
+        await self.close()
+
+    async def close(self) -> None:
+        """Let go of the VM without ending it."""
+        await self._scope.close()
+        await self._monitor.close()
+
+    async def _add_fd(self, disk: Disk) -> int:
+        flags = os.O_RDONLY if disk.readonly else os.O_RDWR
+        try:
+            fd = os.open(disk.path, flags | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except OSError as error:
+            raise HypervisorError(f"the disk {disk.path} cannot be opened: {error.strerror}") from error
+        try:
+            answer = await self._monitor.execute_with_fd("add-fd", {"opaque": disk.serial}, fd)
+        finally:
+            os.close(fd)
+        return int(answer["fdset-id"])
+
+    async def _quietly(self, command: str, arguments: dict[str, object]) -> None:
+        """Undo a step; its own failure must not hide the one that led here."""
+        with contextlib.suppress(HypervisorError):
+            await self._monitor.execute(command, arguments)
+
+    async def _note_ending(self) -> None:
+        async for event in self._monitor.events("SHUTDOWN", "GUEST_PANICKED"):
+            data = event.get("data") or {}
+            if isinstance(data, dict):
+                self._ending = str(data.get("reason", "guest-panic"))

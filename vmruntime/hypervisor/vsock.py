@@ -1,0 +1,126 @@
+"""Ways to the guest's vsock: the kernel's vhost-vsock, or the vhost-device-vsock program."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import shutil
+import socket
+import struct
+from pathlib import Path
+
+from vmruntime.aio.detached import DetachedProcess
+from vmruntime.errors import DeadlineExceeded, FailedPrecondition
+from vmruntime.hypervisor.errors import HypervisorError
+from vmruntime.hypervisor.interface import VsockTransport
+
+VHOST_VSOCK = Path("/dev/vhost-vsock")
+VHOST_VSOCK_SET_GUEST_CID = 0x4008AF60  # linux/vhost.h
+PROGRAM = "vhost-device-vsock"
+PROGRAM_DIRECTORIES = (Path("/usr/local/libexec/vmruntime"), Path("/usr/libexec/vmruntime"))
+HELPER_TIMEOUT = 10.0
+
+
+def choose_transport(wanted: str, program: str) -> VsockTransport:
+    """Return how VMs get their vsock on this host.
+
+    Args:
+        wanted: The setting hypervisor.vsock: auto, native or vhost-user.
+        program: The setting hypervisor.vhost_device_vsock.
+
+    Raises:
+        FailedPrecondition: The host has neither, or not the one asked for.
+    """
+    if wanted in ("auto", "native") and native_works():
+        return VsockTransport.NATIVE
+    if wanted == "native":
+        raise FailedPrecondition(
+            f"hypervisor.vsock is 'native' but {VHOST_VSOCK} does not work", remedy="modprobe vhost_vsock"
+        )
+    find_program(program)
+    return VsockTransport.VHOST_USER
+
+
+def native_works() -> bool:
+    """Whether the kernel's vhost-vsock device opens and takes a context id."""
+    try:
+        fd = os.open(VHOST_VSOCK, os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.ioctl(fd, VHOST_VSOCK_SET_GUEST_CID, struct.pack("Q", 0x7FFF_FFF0))
+    except OSError:
+        return False
+    finally:
+        os.close(fd)
+    return True
+
+
+def find_program(configured: str) -> str:
+    """Return the path of vhost-device-vsock.
+
+    Raises:
+        FailedPrecondition: It is nowhere to be found.
+    """
+    if configured:
+        if os.access(configured, os.X_OK):
+            return configured
+        raise FailedPrecondition(f"hypervisor.vhost_device_vsock: {configured!r} cannot be executed")
+    for directory in PROGRAM_DIRECTORIES:
+        if os.access(directory / PROGRAM, os.X_OK):
+            return str(directory / PROGRAM)
+    found = shutil.which(PROGRAM)
+    if found is None:
+        raise FailedPrecondition(
+            f"neither {VHOST_VSOCK} nor the program {PROGRAM} is here, so the host cannot talk to guests",
+            remedy="modprobe vhost_vsock, or run make setup, which installs the program",
+        )
+    return found
+
+
+def helper_argv(program: str, cid: int, backend: Path, hybrid: Path) -> list[str]:
+    """Return the arguments of vhost-device-vsock for one VM.
+
+    Args:
+        program: Path of the program.
+        cid: The guest's context id.
+        backend: Socket that QEMU connects to (vhost-user).
+        hybrid: Socket that the host connects to ("CONNECT port").
+    """
+    return [program, "--guest-cid", str(cid), "--socket", str(backend), "--uds-path", str(hybrid)]
+
+
+async def connect_backend(helper: DetachedProcess, backend: Path, log: Path) -> socket.socket:
+    """Connect to a helper that was just started, waiting until it listens.
+
+    Raises:
+        HypervisorError: It ended instead, with its last words.
+        DeadlineExceeded: It did not listen within 10 s.
+    """
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + HELPER_TIMEOUT
+    while True:
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        try:
+            connection.connect(str(backend))  # a unix socket connects or fails at once
+            return connection
+        except (FileNotFoundError, ConnectionRefusedError):
+            connection.close()
+        except BaseException:
+            connection.close()
+            raise
+        if not helper.alive:
+            raise HypervisorError(f"{PROGRAM} ended at its start: {tail_of(log)}")
+        if loop.time() > deadline:
+            raise DeadlineExceeded(f"{PROGRAM} did not listen on {backend} within {HELPER_TIMEOUT:g} s")
+        await asyncio.sleep(0.003)
+
+
+def tail_of(log: Path, limit: int = 600) -> str:
+    """Return the end of a helper's log, for an error message."""
+    try:
+        text = log.read_text(errors="replace").strip()
+    except FileNotFoundError:
+        return "it said nothing"
+    return text[-limit:] or "it said nothing"

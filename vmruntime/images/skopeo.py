@@ -1,0 +1,170 @@
+"""skopeo(1), which speaks to registries for us: authentication, mirrors, certificates, signature policy."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import structlog
+
+from vmruntime.aio import process
+from vmruntime.aio.threads import in_thread
+from vmruntime.config.settings import ImageSettings
+from vmruntime.errors import DeadlineExceeded, Unavailable
+from vmruntime.images.platform import Platform
+from vmruntime.images.skopeo_errors import REGISTRY_UNAVAILABLE, translate
+
+log = structlog.get_logger()
+
+# The largest manifest and configuration that registries take (distribution's limit is 4 MiB).
+MANIFEST_LIMIT = 4 * 1024 * 1024
+# A pull may last for days while bytes arrive: progress is what is watched.
+NO_DEADLINE = 30 * 24 * 3600.0
+
+_HOST_POLICIES = (Path("/etc/containers/policy.json"), Path("/usr/share/containers/policy.json"))
+# What a helper needs of the daemon's environment; the rest (tokens, homes) is none of its business.
+_KEPT = ("PATH", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy", "SSL_CERT_FILE")
+_KEPT_TOO = ("SSL_CERT_DIR", "GODEBUG", "LD_LIBRARY_PATH", "TZ")
+
+
+class Session:
+    """One pull's way to skopeo: a private home with the credentials, gone when the pull ends."""
+
+    def __init__(
+        self, settings: ImageSettings, platform: Platform, home: Path, secrets: list[str], tls_verify: bool | None
+    ) -> None:
+        self._settings = settings
+        self._platform = platform
+        self._home = home
+        self._secrets = secrets
+        self._tls_verify = tls_verify
+
+    async def manifest(self, source: str) -> bytes:
+        """Return the manifest or index of an image, as the bytes its digest is made of.
+
+        Args:
+            source: With transport: docker://registry.example/app:1.
+
+        Raises:
+            VmruntimeError: As skopeo_errors.translate finds.
+        """
+        return await self._inspect(source, [])
+
+    async def config(self, source: str) -> bytes:
+        """Return the configuration of an image, as the bytes its digest is made of."""
+        return await self._inspect(source, ["--config"])
+
+    async def copy(self, source: str, layout: Path) -> None:
+        """Copy an image into an OCI layout, after the signature policy has accepted it.
+
+        Blobs that the layout has by digest are not fetched. The caller watches for progress and cancels.
+        """
+        argv = [
+            *self._global_options(),
+            "copy",
+            "--quiet",
+            "--remove-signatures",  # they are checked before; a layout cannot hold them
+            "--dest-oci-accept-uncompressed-layers",
+            *self._source_options("--src-tls-verify"),
+            "--",
+            source,
+            f"oci:{layout}:image",
+        ]
+        done = await process.run(argv, timeout=NO_DEADLINE, env=self._environment(layout.parent))
+        if done.returncode != 0:
+            raise translate(done.stderr, source, self._secrets, str(layout.parent))
+
+    async def _inspect(self, source: str, options: list[str]) -> bytes:
+        argv = [*self._global_options(), "inspect", "--raw", *options]
+        argv += [*self._source_options("--tls-verify"), "--", source]
+        timeout = self._settings.pull_timeout
+        try:
+            done = await process.run(
+                argv, timeout=timeout, env=self._environment(self._home), output_limit=MANIFEST_LIMIT
+            )
+        except DeadlineExceeded:
+            raise Unavailable(
+                f"{REGISTRY_UNAVAILABLE}: {source} did not answer within {timeout:g} s",
+                remedy="check the registry and the network, or raise images.pull_timeout",
+            ) from None
+        if done.returncode != 0:
+            raise translate(done.stderr, source, self._secrets)
+        return done.stdout
+
+    def _global_options(self) -> list[str]:
+        argv = ["skopeo", "--override-os", "linux", "--override-arch", self._platform.architecture]
+        if self._settings.registries_conf:
+            argv += ["--registries-conf", self._settings.registries_conf]
+        return argv + policy_options(self._settings.policy)
+
+    def _source_options(self, tls_flag: str) -> list[str]:
+        options = ["--authfile", str(self._home / "auth.json")]
+        if self._tls_verify is not None:
+            options.append(f"{tls_flag}={'true' if self._tls_verify else 'false'}")
+        return options
+
+    def _environment(self, scratch: Path) -> dict[str, str]:
+        environment = {name: os.environ[name] for name in (*_KEPT, *_KEPT_TOO) if name in os.environ}
+        # A home of our own keeps credentials and policies of the daemon's user out of pulls.
+        home = str(self._home)
+        return environment | {
+            "HOME": home,
+            "XDG_CONFIG_HOME": home,
+            "XDG_RUNTIME_DIR": home,
+            "TMPDIR": str(scratch),
+            "LC_ALL": "C.UTF-8",
+        }
+
+
+@contextlib.asynccontextmanager
+async def session(
+    settings: ImageSettings,
+    platform: Platform,
+    directory: Path,
+    auth_file: bytes,
+    secrets: list[str],
+    tls_verify: bool | None = None,
+) -> AsyncIterator[Session]:
+    """Open a session; its directory is below `directory`, readable by this user alone, and removed afterwards.
+
+    Args:
+        directory: On a tmpfs, so that credentials never reach a disk.
+        auth_file: containers-auth.json(5).
+    """
+    home = await in_thread(lambda: _make_home(directory, auth_file))
+    try:
+        yield Session(settings, platform, home, secrets, tls_verify)
+    finally:
+        # Not in a thread: nothing may come between the end of a pull and the end of its credentials.
+        shutil.rmtree(home, ignore_errors=True)
+
+
+def policy_options(policy: str, host_policies: tuple[Path, ...] = _HOST_POLICIES) -> list[str]:
+    """Return how skopeo is to judge signatures: by our policy file, the host's, or, when there is none, not at all."""
+    if policy:
+        return ["--policy", policy]
+    if any(path.exists() for path in host_policies):
+        return []
+    _warn_once()
+    return ["--insecure-policy"]
+
+
+_warned: Iterator[bool] = iter([True])
+
+
+def _warn_once() -> None:
+    if next(_warned, False):
+        log.warning("no signature policy on this host, images are accepted unsigned", looked_for=str(_HOST_POLICIES[0]))
+
+
+def _make_home(directory: Path, auth_file: bytes) -> Path:
+    directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+    home = Path(tempfile.mkdtemp(dir=directory))  # mode 0700
+    descriptor = os.open(home / "auth.json", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with open(descriptor, "wb") as file:
+        file.write(auth_file)
+    return home

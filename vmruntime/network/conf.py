@@ -1,0 +1,239 @@
+"""CNI network configuration lists: found, checked, or the built-in one.
+
+A file is kept as it was read, because plugins get their part of it unchanged; only the keys that vmruntime itself
+uses are checked. Keys and versions follow the CNI specification, section 1.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import ipaddress
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from vmruntime.network.errors import NetworkConfigError
+
+SUPPORTED_VERSIONS = ("0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
+SUFFIXES = (".conf", ".conflist", ".json")
+SIZE_LIMIT = 1024 * 1024
+BUILT_IN = "the built-in configuration"
+DEFAULT_NAME = "vmruntime"
+DEFAULT_BRIDGE = "vmrt0"
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+
+
+class NetworkConf(msgspec.Struct, frozen=True, kw_only=True):
+    """One network: the plugins to run, in order.
+
+    Attributes:
+        name: Unique on the host; plugins keep their state under it.
+        cni_version: One of SUPPORTED_VERSIONS.
+        plugins: Each plugin's object as written in the file; "type" is a valid name.
+        disable_check: CHECK must not be run.
+        source: The file, or BUILT_IN.
+    """
+
+    name: str
+    cni_version: str
+    plugins: list[dict[str, Any]]
+    disable_check: bool = False
+    source: str
+
+    @property
+    def programs(self) -> list[str]:
+        """Names of every program the network needs, IPAM plugins included, each once."""
+        names: dict[str, None] = {}
+        for plugin in self.plugins:
+            names[plugin["type"]] = None
+            ipam = plugin.get("ipam")
+            if isinstance(ipam, dict) and isinstance(ipam.get("type"), str) and ipam["type"]:
+                names[ipam["type"]] = None
+        return list(names)
+
+    def at_least(self, version: str) -> bool:
+        """Whether the network speaks `version` of the protocol or a later one."""
+        return SUPPORTED_VERSIONS.index(self.cni_version) >= SUPPORTED_VERSIONS.index(version)
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """What a configuration directory holds.
+
+    Attributes:
+        conf: The network to use.
+        skipped: Why each file before it by name cannot be used.
+    """
+
+    conf: NetworkConf
+    skipped: tuple[str, ...] = ()
+
+
+class _Plugin(msgspec.Struct):
+    type: str
+    capabilities: dict[str, bool] = {}
+
+
+class _List(msgspec.Struct):
+    name: str
+    plugins: list[_Plugin]
+    cniVersion: str = ""  # noqa: N815 (the file's spelling)
+    cniVersions: list[str] = []  # noqa: N815
+    disableCheck: bool | str = False  # noqa: N815
+
+
+def find(conf_dir: Path, default_subnet: str) -> Found:
+    """Return the first usable network of a directory by file name, or the built-in one when it holds no files.
+
+    Files that cannot be used do not make way for the built-in network: pods would quietly land in the wrong one.
+
+    Raises:
+        NetworkConfigError: No file can be used; the message has the reason for each.
+    """
+    try:
+        paths = sorted(path for path in conf_dir.iterdir() if path.suffix in SUFFIXES)
+    except (FileNotFoundError, NotADirectoryError):
+        paths = []
+    except OSError as error:
+        raise NetworkConfigError(f"{conf_dir}: {error.strerror}") from error
+    if not paths:
+        return Found(default(default_subnet))
+    skipped: list[str] = []
+    for path in paths:
+        try:
+            return Found(read(path), tuple(skipped))
+        except NetworkConfigError as error:
+            skipped.append(error.message)
+    raise NetworkConfigError("no usable CNI configuration: " + "; ".join(skipped), remedy="correct or remove the files")
+
+
+def read(path: Path) -> NetworkConf:
+    """Read one file: a list of plugins, or a single plugin.
+
+    Raises:
+        NetworkConfigError: Unreadable, not JSON, or a key has the wrong form.
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(SIZE_LIMIT + 1)
+    except OSError as error:
+        raise NetworkConfigError(f"{path}: {error.strerror}") from error
+    if len(data) > SIZE_LIMIT:
+        raise NetworkConfigError(f"{path}: larger than {SIZE_LIMIT} bytes")
+    try:
+        raw = msgspec.json.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise NetworkConfigError(f"{path}: not JSON: {error}") from error
+    return parse(raw, str(path))
+
+
+def parse(raw: object, source: str) -> NetworkConf:
+    """Check a decoded configuration; `source` is named in errors.
+
+    Raises:
+        NetworkConfigError: A key has the wrong form.
+    """
+    if not isinstance(raw, dict):
+        raise NetworkConfigError(f"{source}: expected an object, found {type(raw).__name__}")
+    if "plugins" not in raw:
+        if "type" not in raw:
+            raise NetworkConfigError(f"{source}: has neither `plugins` nor `type`")
+        shared = {key: raw[key] for key in ("name", "cniVersion") if key in raw}
+        raw = {**shared, "plugins": [raw]}
+    try:
+        known = msgspec.convert(raw, _List)
+    except (msgspec.ValidationError, RecursionError) as error:
+        raise NetworkConfigError(f"{source}: {error}") from error
+    if not _NAME.fullmatch(known.name):
+        raise NetworkConfigError(f"{source}: `name`: {known.name!r} is not a network name")
+    if not known.plugins:
+        raise NetworkConfigError(f"{source}: `plugins` is empty")
+    for number, plugin in enumerate(known.plugins):
+        where = f"plugins[{number}]"
+        if not valid_plugin_name(plugin.type):
+            raise NetworkConfigError(f"{source}: `{where}.type`: {plugin.type!r} is not a plugin name")
+        ipam = raw["plugins"][number].get("ipam")
+        kind = ipam.get("type") if isinstance(ipam, dict) else None
+        if kind and not valid_plugin_name(kind):
+            raise NetworkConfigError(f"{source}: `{where}.ipam.type`: {kind!r} is not a plugin name")
+    return NetworkConf(
+        name=known.name,
+        cni_version=_version(known, source),
+        plugins=list(raw["plugins"]),
+        disable_check=_flag(known.disableCheck, source),
+        source=source,
+    )
+
+
+def default(subnet: str) -> NetworkConf:
+    """Build the built-in network: a bridge with addresses from `subnet`, host ports and masquerading.
+
+    Raises:
+        NetworkConfigError: `subnet` is not a network in CIDR form with room for pods.
+    """
+    try:
+        network = ipaddress.ip_network(subnet)
+    except ValueError as error:
+        raise NetworkConfigError(f"network.default_subnet: {error}") from error
+    if network.num_addresses < 8:
+        raise NetworkConfigError(f"network.default_subnet: {subnet} has no room for pods", remedy="use a /16 to /24")
+    bridge = {
+        "type": "bridge",
+        "bridge": DEFAULT_BRIDGE,
+        "isGateway": True,
+        "ipMasq": True,
+        "hairpinMode": True,
+        "ipam": {
+            "type": "host-local",
+            "ranges": [[{"subnet": str(network)}]],
+            "routes": [{"dst": "0.0.0.0/0" if network.version == 4 else "::/0"}],
+        },
+    }
+    portmap = {"type": "portmap", "capabilities": {"portMappings": True}}
+    return NetworkConf(name=DEFAULT_NAME, cni_version="1.0.0", plugins=[bridge, portmap], source=BUILT_IN)
+
+
+def find_programs(names: Sequence[str], bin_dirs: Sequence[str]) -> tuple[dict[str, Path], list[str]]:
+    """Return the path of each plugin program and the names of those that no directory has."""
+    paths: dict[str, Path] = {}
+    missing: list[str] = []
+    for name in names:
+        for directory in bin_dirs:
+            path = Path(directory) / name
+            if valid_plugin_name(name) and path.is_file() and path.stat().st_mode & 0o111:
+                paths[name] = path
+                break
+        else:
+            missing.append(name)
+    return paths, missing
+
+
+def valid_plugin_name(name: object) -> bool:
+    """Whether a plugin's "type" can be a file name and nothing else: it is joined to a directory and run."""
+    return isinstance(name, str) and _NAME.fullmatch(name) is not None
+
+
+def _version(known: _List, source: str) -> str:
+    """Choose the newest version that the file offers and vmruntime speaks."""
+    offered = [version for version in (*known.cniVersions, known.cniVersion) if version]
+    if not offered:
+        raise NetworkConfigError(f"{source}: `cniVersion` is missing", remedy='add "cniVersion": "1.0.0"')
+    usable = [version for version in offered if version in SUPPORTED_VERSIONS]
+    if not usable:
+        raise NetworkConfigError(
+            f"{source}: `cniVersion`: {', '.join(offered)} is not supported", remedy=f"use {SUPPORTED_VERSIONS[-2]}"
+        )
+    return max(usable, key=SUPPORTED_VERSIONS.index)
+
+
+def _flag(value: bool | str, source: str) -> bool:
+    """Read disableCheck; the specification allows the string form too."""
+    if isinstance(value, bool):
+        return value
+    if value.lower() in ("true", "false"):
+        return value.lower() == "true"
+    raise NetworkConfigError(f"{source}: `disableCheck`: {value!r} is neither true nor false")

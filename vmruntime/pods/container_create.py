@@ -1,0 +1,185 @@
+"""CreateContainer: layers into the VM, the OCI spec, the agent's create."""
+
+from __future__ import annotations
+
+import asyncio
+
+import msgspec
+import structlog
+
+from vmruntime.agent.errors import AgentError
+from vmruntime.agent.interface import GuestContainer, PidMode
+from vmruntime.errors import AlreadyExists, Code, FailedPrecondition, NotFound, Unimplemented, VmruntimeError
+from vmruntime.model.container import Container, ContainerSpec, ContainerState, ContainerUser
+from vmruntime.model.image import Image
+from vmruntime.model.sandbox import NamespaceMode, Sandbox, SandboxState
+from vmruntime.pods.container_remove import delete_in_guest
+from vmruntime.pods.context import Context, Live
+from vmruntime.pods.log_pump import LogPump
+from vmruntime.pods.oci.signals import stop_signal
+from vmruntime.pods.oci.spec import build_oci_spec
+from vmruntime.pods.oci.user import resolve_user
+from vmruntime.sandboxes.interface import LayerDisk
+
+log = structlog.get_logger(__name__)
+
+PID_MODES = {
+    NamespaceMode.CONTAINER: PidMode.CONTAINER,
+    NamespaceMode.POD: PidMode.POD,
+    NamespaceMode.TARGET: PidMode.TARGET,
+}
+
+
+async def create_container(context: Context, sandbox_id: str, spec: ContainerSpec) -> str:
+    """Prepare a container and return its id; see pods.interface.Pods.create_container."""
+    name = f"{sandbox_id} {spec.metadata.name} {spec.metadata.attempt}"
+    async with context.locks.hold(f"container {name}"):
+        for other in context.registry.containers_of(sandbox_id, hidden=True):
+            if other.spec.metadata == spec.metadata:
+                return _hand_over(context, other, spec)
+        sandbox = context.registry.sandbox(sandbox_id)
+        if sandbox.state is not SandboxState.READY:
+            raise FailedPrecondition(f"the sandbox {sandbox_id} is {sandbox.state.value}: {sandbox.reason}")
+        _refuse_unsupported(spec)
+        container_id = context.new_id()
+        context.handover.add(container_id)
+        await context.shared.run(
+            lambda: _create(context, sandbox, container_id, spec), f"create {container_id[:13]}"
+        )
+    context.handover.discard(container_id)
+    return container_id
+
+
+def _hand_over(context: Context, other: Container, spec: ContainerSpec) -> str:
+    if other.id in context.handover and other.state is ContainerState.CREATED and other.spec == spec:
+        context.handover.discard(other.id)
+        return other.id
+    raise AlreadyExists(
+        f"config.metadata: the container name {spec.metadata.name} (attempt {spec.metadata.attempt}) is taken in"
+        f" its sandbox by {other.id} ({other.state.value})",
+        remedy="remove that container, or use another attempt number",
+    )
+
+
+def _refuse_unsupported(spec: ContainerSpec) -> None:
+    """Refuse, naming the field, what containers in VMs cannot have in this version."""
+    if spec.mounts:
+        raise Unimplemented(
+            f"config.mounts: {spec.mounts[0].container_path!r}: volumes are not built yet for pods in VMs"
+        )
+    if spec.devices:
+        raise Unimplemented(
+            f"config.devices: {spec.devices[0].host_path!r}: devices are not built yet for pods in VMs"
+        )
+    if spec.cdi_devices:
+        raise Unimplemented(f"config.CDI_devices: {spec.cdi_devices[0]!r}: CDI is not built yet")
+
+
+async def _create(context: Context, sandbox: Sandbox, container_id: str, spec: ContainerSpec) -> None:
+    image = context.images.status(spec.image)
+    if image is None:
+        raise NotFound(f"config.image: {spec.image!r} is not on this host", remedy="pull it first")
+    container = Container(
+        id=container_id,
+        sandbox_id=sandbox.id,
+        spec=spec,
+        state=ContainerState.CREATING,
+        created_at=context.clock.now_ns(),
+        image_id=image.id,
+        image_ref=image.repo_digests[0] if image.repo_digests else image.id,
+        layers=[layer.diff_id for layer in image.layers],
+        stop_signal=stop_signal(spec, image.config),
+    )
+    request = guest_container(context, sandbox, container, image)
+    live = context.running(sandbox.id)
+    async with context.locks.hold(container_id):
+        # From here on the image's layers count as used: a removal of the image leaves them in place.
+        await context.registry.add_container(container)
+        try:
+            await _create_in_guest(context, live, container, request, image)
+        except BaseException:
+            context.handover.discard(container_id)
+            await asyncio.shield(_undo(context, container))
+            raise
+    await context.images.touch(image.id)
+
+
+async def _create_in_guest(
+    context: Context, live: Live, container: Container, request: GuestContainer, image: Image
+) -> None:
+    disks = [LayerDisk(path=context.images.layer_path(layer), serial=layer.serial) for layer in image.layers]
+    await live.running.attach_layers(disks)
+    pump = LogPump(
+        live.running.agent, container.id, container.spec.log_path, context.log_position(container.id)
+    )
+    await pump.open()
+    pid, user, message = 0, None, ""
+    try:
+        pid, user = await live.running.agent.create(request)
+    except AgentError as error:
+        if not is_missing_command(error):
+            raise
+        # Users expect the container to exist and its start to fail: kubelet then shows the message and backs off.
+        message = error.message
+    if not message:
+        live.pumps[container.id] = pump
+        live.scope.start(pump.run(), f"log of {container.id[:13]}")
+    await _created(context, container, pid, user, message)
+
+
+async def _created(
+    context: Context, container: Container, pid: int, user: ContainerUser | None, message: str
+) -> None:
+    await context.registry.change_container(
+        container.id, state=ContainerState.CREATED, pid=pid, user=user, message=message
+    )
+    log.info("container created", container=container.id, name=container.spec.metadata.name)
+
+
+def is_missing_command(error: AgentError) -> bool:
+    """Whether the agent says that the command is not there or cannot be executed."""
+    return error.code is Code.INVALID_ARGUMENT and "exec" in error.message
+
+
+def guest_container(context: Context, sandbox: Sandbox, container: Container, image: Image) -> GuestContainer:
+    """Return what the agent needs to create a container."""
+    spec = container.spec
+    user, groups, image_groups = resolve_user(spec.security, image.config)
+    oci_spec = build_oci_spec(spec, image.config, sandbox.spec, load_profile=context.load_profile)
+    namespaces = spec.security.namespaces
+    if namespaces.pid not in PID_MODES:
+        raise Unimplemented("config.linux.security_context.namespace_options.pid: NODE is not built yet")
+    if namespaces.pid is NamespaceMode.TARGET:
+        _check_target(context, sandbox, namespaces.target_id)
+    return GuestContainer(
+        id=container.id,
+        oci_spec=msgspec.json.encode(oci_spec),
+        layer_serials=[layer.serial for layer in image.layers],
+        readonly_rootfs=spec.security.readonly_rootfs,
+        user=user,
+        groups=groups,
+        image_groups=image_groups,
+        pid_mode=PID_MODES[namespaces.pid],
+        pid_target=namespaces.target_id if namespaces.pid is NamespaceMode.TARGET else "",
+        tty=spec.tty,
+        stdin=spec.stdin,
+        stdin_once=spec.stdin_once,
+    )
+
+
+def _check_target(context: Context, sandbox: Sandbox, target_id: str) -> None:
+    target = context.registry.container(target_id)
+    if target.sandbox_id != sandbox.id or target.state is not ContainerState.RUNNING:
+        raise FailedPrecondition(
+            f"config.linux.security_context.namespace_options.target_id: {target_id!r} is not a running container"
+            " of this pod"
+        )
+
+
+async def _undo(context: Context, container: Container) -> None:
+    try:
+        await delete_in_guest(context, container)
+    except VmruntimeError as error:
+        log.error("clean-up left something behind", container=container.id, error=str(error))
+    context.log_position(container.id).unlink(missing_ok=True)
+    await context.registry.drop_container(container.id)

@@ -1,0 +1,60 @@
+"""StartContainer."""
+
+from __future__ import annotations
+
+from vmruntime.agent.errors import AgentError
+from vmruntime.errors import FailedPrecondition
+from vmruntime.model.container import Container, ContainerState
+from vmruntime.pods.context import Context
+
+NOT_FOUND_EXIT_CODE = 127
+NOT_EXECUTABLE_EXIT_CODE = 126
+START_FAILED_EXIT_CODE = 128
+
+
+async def start_container(context: Context, container_id: str) -> None:
+    """Start a created container.
+
+    Raises:
+        FailedPrecondition: It is not in state CREATED, or its command cannot be run; in that case it is EXITED with
+            exit code 127 (not found), 126 (not executable) or 128.
+    """
+    async with context.locks.hold(container_id):
+        container = context.registry.container(container_id)
+        if container.state is not ContainerState.CREATED:
+            raise FailedPrecondition(
+                f"the container {container_id} is {container.state.value}; only a created one can be started"
+            )
+        if container.message:  # its command was found missing when it was created
+            raise await _failed(context, container, container.message)
+        agent = context.running(container.sandbox_id).running.agent
+        try:
+            started_at = await agent.start(container_id)
+        except AgentError as error:
+            raise await _failed(context, container, error.message) from error
+        await context.registry.change_container(container_id, state=ContainerState.RUNNING, started_at=started_at)
+
+
+async def _failed(context: Context, container: Container, message: str) -> FailedPrecondition:
+    now = context.clock.now_ns()
+    await context.registry.change_container(
+        container.id,
+        state=ContainerState.EXITED,
+        exit_code=start_exit_code(message),
+        reason="StartError",
+        message=message,
+        started_at=now,
+        finished_at=now,
+        pid=0,
+    )
+    return FailedPrecondition(f"the container {container.id} could not be started: {message}")
+
+
+def start_exit_code(message: str) -> int:
+    """Return the exit code a shell would give for a command that cannot be run."""
+    lowered = message.lower()
+    if "not found" in lowered or "no such file" in lowered:
+        return NOT_FOUND_EXIT_CODE
+    if "permission denied" in lowered or "exec format error" in lowered:
+        return NOT_EXECUTABLE_EXIT_CODE
+    return START_FAILED_EXIT_CODE

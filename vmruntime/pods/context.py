@@ -1,0 +1,99 @@
+"""What the use cases share: records, resources, the running sandboxes and the locks that keep calls on one pod in order."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+from vmruntime.aio.tasks import Shared, TaskScope
+from vmruntime.clock import Clock
+from vmruntime.errors import FailedPrecondition
+from vmruntime.model.sandbox import Sandbox, SandboxKind
+from vmruntime.paths import Paths
+from vmruntime.pods.log_pump import LogPump
+from vmruntime.pods.ports import Images, Network
+from vmruntime.pods.registry import Registry
+from vmruntime.sandboxes.interface import RunningSandbox, SandboxBackend
+from vmruntime.sandboxes.ledger import OwnedResources
+
+
+class Locks:
+    """A lock for each id in use; it is forgotten when nobody holds or awaits it."""
+
+    def __init__(self) -> None:
+        self._locks: dict[str, tuple[asyncio.Lock, int]] = {}
+
+    @contextlib.asynccontextmanager
+    async def hold(self, name: str) -> AsyncIterator[None]:
+        """Hold the lock of one id."""
+        lock, users = self._locks.get(name, (asyncio.Lock(), 0))
+        self._locks[name] = (lock, users + 1)
+        try:
+            async with lock:
+                yield
+        finally:
+            lock, users = self._locks.pop(name)
+            if users > 1:
+                self._locks[name] = (lock, users - 1)
+
+
+@dataclasses.dataclass
+class Live:
+    """A sandbox that runs now: its handle, the tasks that watch it, and its containers' log pumps by container id."""
+
+    running: RunningSandbox
+    scope: TaskScope
+    pumps: dict[str, LogPump] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass
+class Context:
+    """Everything a use case may touch.
+
+    Attributes:
+        live: Running sandboxes by id.
+        handover: Ids of sandboxes and containers whose creator went away before it was told of them.
+    """
+
+    registry: Registry
+    owned: OwnedResources
+    backends: dict[SandboxKind, SandboxBackend]
+    network: Network
+    images: Images
+    clock: Clock
+    new_id: Callable[[], str]
+    paths: Paths
+    load_profile: Callable[[str], bytes]
+    scope: TaskScope = dataclasses.field(default_factory=lambda: TaskScope("pods"))
+    locks: Locks = dataclasses.field(default_factory=Locks)
+    live: dict[str, Live] = dataclasses.field(default_factory=dict)
+    handover: set[str] = dataclasses.field(default_factory=set)
+
+    @property
+    def shared(self) -> Shared:
+        """Work that outlives the call that asked for it."""
+        return Shared(self.scope)
+
+    def backend(self, sandbox: Sandbox) -> SandboxBackend:
+        """Return what runs a sandbox's kind."""
+        return self.backends[sandbox.spec.kind]
+
+    def running(self, sandbox_id: str) -> Live:
+        """Return a running sandbox.
+
+        Raises:
+            FailedPrecondition: It does not run.
+        """
+        live = self.live.get(sandbox_id)
+        if live is None:
+            sandbox = self.registry.sandbox(sandbox_id)
+            why = f": {sandbox.reason}" if sandbox.reason else ""
+            raise FailedPrecondition(f"the sandbox {sandbox_id} is {sandbox.state.value}{why}")
+        return live
+
+    def log_position(self, container_id: str) -> Path:
+        """Return where a container's log position is noted; it lasts as long as the host's boot, like the VM."""
+        return self.paths.run / "logs" / container_id

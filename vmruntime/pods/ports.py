@@ -1,0 +1,50 @@
+"""What pods need from images and the network, so that use cases can be tested without either."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+
+from vmruntime.model.image import Image, Layer
+from vmruntime.model.sandbox import PodNetwork, Sandbox
+
+
+class Tap(Protocol):
+    """An open tap beside one CNI interface."""
+
+    @property
+    def name(self) -> str:
+        """Name of the interface in the pod, such as eth0."""
+
+    @property
+    def fd(self) -> int:
+        """The tap's descriptor."""
+
+    def close(self) -> None:
+        """Close the descriptor; a VM that got it keeps its own."""
+
+
+class Network(Protocol):
+    """Pod networks."""
+
+    async def add(self, sandbox: Sandbox) -> tuple[PodNetwork, list[Tap]]:
+        """Make the pod's network namespace, run CNI ADD and open a tap beside each interface."""
+
+    async def teardown(self, sandbox_id: str) -> None:
+        """Run CNI DEL and remove the namespace; nothing left: success."""
+
+
+class Images(Protocol):
+    """Images on this host."""
+
+    def status(self, reference: str) -> Image | None:
+        """Return an image by id, tag or digest."""
+
+    def layer_path(self, layer: Layer) -> Path:
+        """Return a layer's disk image."""
+
+    async def touch(self, image_id: str) -> None:
+        """Note that an image was used now."""
+
+    async def sweep(self) -> None:
+        """Remove layers that nothing references."""

@@ -1,0 +1,137 @@
+"""What a daemon does first: it makes the store and reality agree.
+
+Assumptions: no other daemon owns these directories (a lock says so); pids are known together with their start time, so
+another program is never taken for a VM; everything vmruntime made is in the ledger, because it was recorded first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+import structlog
+
+from vmruntime.agent.errors import AgentError
+from vmruntime.agent.interface import GuestContainerState, GuestPhase
+from vmruntime.aio.tasks import TaskScope
+from vmruntime.errors import VmruntimeError
+from vmruntime.hypervisor.errors import VmGone
+from vmruntime.model.container import Container, ContainerState
+from vmruntime.model.sandbox import Sandbox, SandboxState
+from vmruntime.pods.container_remove import delete_in_guest, forget_container
+from vmruntime.pods.context import Context, Live
+from vmruntime.pods.log_pump import LogPump
+from vmruntime.pods.monitor import VM_ENDED_EXIT_CODE, mark_gone, record_exit, watch
+
+log = structlog.get_logger(__name__)
+
+AT_ONCE = 16
+
+
+async def recover(context: Context) -> None:
+    """Adopt what lives, mark what died, finish what was begun, release what nobody owns."""
+    await context.registry.load()
+    turn = asyncio.Semaphore(AT_ONCE)
+
+    async def one(sandbox: Sandbox) -> None:
+        async with turn:
+            try:
+                await _recover_sandbox(context, sandbox)
+            except VmruntimeError as error:
+                log.error("sandbox not recovered", sandbox=sandbox.id, error=str(error))
+
+    async with asyncio.TaskGroup() as group:
+        for sandbox in context.registry.sandboxes(hidden=True):
+            group.create_task(one(sandbox))
+    await _release_ownerless(context)
+    await context.images.sweep()
+
+
+async def _recover_sandbox(context: Context, sandbox: Sandbox) -> None:
+    if sandbox.state in (SandboxState.CREATING, SandboxState.REMOVING):
+        log.info("finishing what an earlier daemon left", sandbox=sandbox.id, state=sandbox.state.value)
+        await context.owned.release(sandbox.id)
+        for container in context.registry.containers_of(sandbox.id, hidden=True):
+            await forget_container(context, container)
+        await context.registry.drop_sandbox(sandbox.id)
+    elif sandbox.state is SandboxState.READY:
+        await _adopt(context, sandbox)
+    else:
+        await _drop_unfinished(context, sandbox.id)
+
+
+async def _adopt(context: Context, sandbox: Sandbox) -> None:
+    try:
+        running = await context.backend(sandbox).adopt(sandbox)
+    except VmGone as error:
+        log.warning("sandbox died while no daemon was running", sandbox=sandbox.id, reason=error.message)
+        await _drop_unfinished(context, sandbox.id)
+        await mark_gone(context, sandbox.id, error.message)
+        return
+    live = Live(running, TaskScope(f"sandbox {sandbox.id[:13]}"))
+    context.live[sandbox.id] = live
+    try:
+        await _recover_containers(context, sandbox.id, live)
+    except AgentError as error:
+        log.error("agent did not tell its containers", sandbox=sandbox.id, error=str(error))
+    watch(context, sandbox.id, live)
+    log.info("sandbox adopted", sandbox=sandbox.id)
+
+
+async def _recover_containers(context: Context, sandbox_id: str, live: Live) -> None:
+    in_guest = {state.id: state for state in await live.running.agent.containers()}
+    for container in context.registry.containers_of(sandbox_id, hidden=True):
+        state = in_guest.pop(container.id, None)
+        if container.state in (ContainerState.CREATING, ContainerState.REMOVING):
+            await delete_in_guest(context, container)
+            await forget_container(context, container)
+        elif state is not None:
+            await _resume(context, live, container, state)
+        elif container.state in (ContainerState.CREATED, ContainerState.RUNNING) and not container.message:
+            await _lost(context, container)
+    for stranger in in_guest:
+        log.warning("deleting a container no one knows", sandbox=sandbox_id, container=stranger)
+        await live.running.release_layers(await live.running.agent.delete(stranger))
+
+
+async def _resume(context: Context, live: Live, container: Container, state: GuestContainerState) -> None:
+    """Go on with a container's log, and learn what it did meanwhile."""
+    pump = LogPump(live.running.agent, container.id, container.spec.log_path, context.log_position(container.id))
+    await pump.open()
+    live.pumps[container.id] = pump
+    live.scope.start(pump.run(), f"log of {container.id[:13]}")
+    if state.phase is GuestPhase.RUNNING and container.state is ContainerState.CREATED:
+        await context.registry.change_container(
+            container.id, state=ContainerState.RUNNING, started_at=state.started_at
+        )
+    elif state.phase is GuestPhase.EXITED:
+        await pump.wait_drained(3.0)
+        await record_exit(context, container, state)
+
+
+async def _lost(context: Context, container: Container) -> None:
+    await context.registry.change_container(
+        container.id,
+        state=ContainerState.EXITED,
+        exit_code=VM_ENDED_EXIT_CODE,
+        reason="Error",
+        message="the container's end was not seen: its agent does not know it any more",
+        finished_at=context.clock.now_ns(),
+    )
+
+
+async def _drop_unfinished(context: Context, sandbox_id: str) -> None:
+    """Forget containers that were being created or removed in a sandbox that runs no more."""
+    for container in context.registry.containers_of(sandbox_id, hidden=True):
+        if container.state in (ContainerState.CREATING, ContainerState.REMOVING):
+            await forget_container(context, container)
+
+
+async def _release_ownerless(context: Context) -> None:
+    known = {sandbox.id for sandbox in context.registry.sandboxes(hidden=True)}
+    owners = {resource.owner for resource in await context.owned.ledger.all()} - known - {""}
+    for owner in owners:
+        log.warning("releasing what nobody owns", owner=owner)
+        try:
+            await context.owned.release(owner)
+        except VmruntimeError as error:
+            log.error("clean-up left something behind", owner=owner, error=str(error))

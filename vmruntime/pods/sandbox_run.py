@@ -1,0 +1,166 @@
+"""RunPodSandbox: record, then network beside VM, then NIC and set-up; each step undone when a later one fails."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+
+import structlog
+
+from vmruntime.agent.interface import GuestSetup
+from vmruntime.aio.tasks import TaskScope
+from vmruntime.errors import AlreadyExists, VmruntimeError
+from vmruntime.model.ledger import Resource, ResourceKind
+from vmruntime.model.sandbox import Dns, NamespaceMode, PodNetwork, Sandbox, SandboxSpec, SandboxState
+from vmruntime.pods.context import Context, Live
+from vmruntime.pods.monitor import watch
+from vmruntime.pods.ports import Tap
+from vmruntime.sandboxes.interface import RunningSandbox
+
+log = structlog.get_logger(__name__)
+
+ENTROPY_BYTES = 64
+
+
+async def run_sandbox(context: Context, spec: SandboxSpec) -> str:
+    """Start a sandbox and return its id; see pods.interface.Pods.run_sandbox."""
+    key = spec.metadata.key
+    async with context.locks.hold(f"name {key}"):
+        for other in context.registry.sandboxes(hidden=True):
+            if other.spec.metadata.key == key:
+                return _hand_over(context, other, spec)
+        sandbox_id = context.new_id()
+        # The creation goes on if this caller goes away (kubelet's time-out); its retry is handed the result.
+        context.handover.add(sandbox_id)
+        await context.shared.run(lambda: _create(context, sandbox_id, spec), f"run {sandbox_id[:13]}")
+    context.handover.discard(sandbox_id)
+    return sandbox_id
+
+
+def _hand_over(context: Context, other: Sandbox, spec: SandboxSpec) -> str:
+    if other.id in context.handover and other.state is SandboxState.READY and other.spec == spec:
+        context.handover.discard(other.id)
+        return other.id
+    raise AlreadyExists(
+        f"metadata: the sandbox name {spec.metadata.key} is taken by {other.id} ({other.state.value})",
+        remedy="remove that sandbox, or use another attempt number",
+    )
+
+
+async def _create(context: Context, sandbox_id: str, spec: SandboxSpec) -> None:
+    began = time.monotonic()
+    sandbox = Sandbox(id=sandbox_id, spec=spec, state=SandboxState.CREATING, created_at=context.clock.now_ns())
+    try:
+        context.backend(sandbox).size(sandbox)  # refuse what cannot work before anything is made
+        await context.registry.add_sandbox(sandbox)
+        await _start(context, sandbox, began)
+    except BaseException as error:
+        context.handover.discard(sandbox_id)
+        log.warning("sandbox not started", sandbox=sandbox_id, error=str(error))
+        await asyncio.shield(_undo(context, sandbox))
+        raise
+
+
+async def _start(context: Context, sandbox: Sandbox, began: float) -> None:
+    network, taps, running = await _network_beside_vm(context, sandbox)
+    live = Live(running, TaskScope(f"sandbox {sandbox.id[:13]}"))
+    context.live[sandbox.id] = live
+    before_setup = time.monotonic()
+    try:
+        for nic, tap in zip(network.interfaces, taps, strict=True):
+            await running.attach_nic(nic, tap.fd)
+    finally:
+        for tap in taps:
+            tap.close()
+    await running.agent.setup(guest_setup(context, sandbox, network, running))
+    now = time.monotonic()
+    phases = running.phases | {"setup": (now - before_setup) * 1000, "total": (now - began) * 1000}
+    await context.registry.change_sandbox(
+        sandbox.id, state=SandboxState.READY, network=network, kernel=running.hello.kernel, phases=phases
+    )
+    watch(context, sandbox.id, live)
+    log.info("sandbox ready", sandbox=sandbox.id, pod=sandbox.spec.metadata.name, milliseconds=round(phases["total"]))
+
+
+async def _network_beside_vm(
+    context: Context, sandbox: Sandbox
+) -> tuple[PodNetwork, list[Tap], RunningSandbox]:
+    """Run CNI while the VM boots; when one fails the other is cancelled and both clean up after themselves."""
+    taps: list[Tap] = []
+
+    async def network() -> PodNetwork:
+        began = time.monotonic()
+        await context.owned.ledger.record(
+            Resource(owner=sandbox.id, kind=ResourceKind.NETWORK, key=sandbox.id)
+        )
+        pod_network, opened = await context.network.add(sandbox)
+        taps.extend(opened)
+        spent["cni"] = (time.monotonic() - began) * 1000
+        return pod_network
+
+    spent: dict[str, float] = {}
+    running: RunningSandbox | None = None
+
+    async def machine() -> RunningSandbox:
+        nonlocal running
+        running = await context.backend(sandbox).start(sandbox)
+        return running
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            adding = group.create_task(network())
+            starting = group.create_task(machine())
+    except BaseException as errors:
+        for tap in taps:
+            tap.close()
+        if running is not None:
+            await running.close()
+        if isinstance(errors, BaseExceptionGroup):
+            raise _first(errors) from None
+        raise
+    starting.result().phases.update(spent)
+    return adding.result(), taps, starting.result()
+
+
+def _first(errors: BaseExceptionGroup[BaseException]) -> BaseException:
+    """Return the failure that came first and means something to a caller."""
+    known, _ = errors.split(VmruntimeError)
+    chosen = (known or errors).exceptions[0]
+    return _first(chosen) if isinstance(chosen, BaseExceptionGroup) else chosen
+
+
+def guest_setup(context: Context, sandbox: Sandbox, network: PodNetwork, running: RunningSandbox) -> GuestSetup:
+    """Return what the agent needs to make a booted guest this sandbox."""
+    spec = sandbox.spec
+    given = spec.dns
+    dns = Dns(
+        servers=given.servers or network.dns.servers,
+        searches=given.searches or network.dns.searches,
+        options=given.options or network.dns.options,
+    )
+    return GuestSetup(
+        sandbox_id=sandbox.id,
+        hostname=spec.hostname or spec.metadata.name[:63],
+        time_ns=context.clock.now_ns(),
+        entropy=os.urandom(ENTROPY_BYTES),
+        interfaces=network.interfaces,
+        routes=network.routes,
+        dns=dns,
+        sysctls=spec.sysctls,
+        scratch_serial=running.scratch_serial,
+        shared_pid_namespace=spec.namespaces.pid is NamespaceMode.POD,
+    )
+
+
+async def _undo(context: Context, sandbox: Sandbox) -> None:
+    """Leave nothing of a sandbox that did not start. What cannot be released now stays recorded for the next attempt."""
+    live = context.live.pop(sandbox.id, None)
+    if live is not None:
+        await live.scope.close()
+        await live.running.close()
+    try:
+        await context.owned.release(sandbox.id)
+    except VmruntimeError as error:
+        log.error("clean-up left something behind", sandbox=sandbox.id, error=str(error))
+    await context.registry.drop_sandbox(sandbox.id)

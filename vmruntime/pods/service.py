@@ -1,0 +1,107 @@
+"""All use cases behind one interface; implements pods.interface.Pods."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+from vmruntime.agent.errors import AgentGone
+from vmruntime.errors import FailedPrecondition
+from vmruntime.model.container import Container, ContainerSpec, ContainerState
+from vmruntime.model.sandbox import Sandbox, SandboxSpec
+from vmruntime.model.stats import ContainerUsage
+from vmruntime.pods.container_create import create_container
+from vmruntime.pods.container_remove import remove_container
+from vmruntime.pods.container_start import start_container
+from vmruntime.pods.container_stop import stop_container
+from vmruntime.pods.context import Context
+from vmruntime.pods.exec_sync import exec_sync
+from vmruntime.pods.interface import ExecResult, PodEvent
+from vmruntime.pods.sandbox_run import run_sandbox
+from vmruntime.pods.sandbox_stop import remove_sandbox, stop_sandbox
+
+
+class PodService:
+    """The pods of one daemon."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+
+    async def run_sandbox(self, spec: SandboxSpec) -> str:
+        """Start a sandbox; see pods/sandbox_run.py."""
+        return await run_sandbox(self._context, spec)
+
+    async def stop_sandbox(self, sandbox_id: str) -> None:
+        """Stop a sandbox; see pods/sandbox_stop.py."""
+        await stop_sandbox(self._context, sandbox_id)
+
+    async def remove_sandbox(self, sandbox_id: str) -> None:
+        """Stop and forget a sandbox; see pods/sandbox_stop.py."""
+        await remove_sandbox(self._context, sandbox_id)
+
+    def sandbox(self, sandbox_id: str) -> Sandbox:
+        """Return one sandbox or raise NotFound."""
+        return self._context.registry.sandbox(sandbox_id)
+
+    def sandboxes(self) -> list[Sandbox]:
+        """Return the sandboxes CRI shows."""
+        return self._context.registry.sandboxes()
+
+    async def create_container(self, sandbox_id: str, spec: ContainerSpec) -> str:
+        """Prepare a container; see pods/container_create.py."""
+        return await create_container(self._context, sandbox_id, spec)
+
+    async def start_container(self, container_id: str) -> None:
+        """Start a container; see pods/container_start.py."""
+        await start_container(self._context, container_id)
+
+    async def stop_container(self, container_id: str, timeout: float) -> None:
+        """Stop a container; see pods/container_stop.py."""
+        await stop_container(self._context, container_id, timeout)
+
+    async def remove_container(self, container_id: str) -> None:
+        """Kill and forget a container; see pods/container_remove.py."""
+        await remove_container(self._context, container_id)
+
+    def container(self, container_id: str) -> Container:
+        """Return one container or raise NotFound."""
+        return self._context.registry.container(container_id)
+
+    def containers(self) -> list[Container]:
+        """Return the containers CRI shows."""
+        return self._context.registry.containers()
+
+    async def exec_sync(self, container_id: str, argv: list[str], timeout: float) -> ExecResult:
+        """Run a command; see pods/exec_sync.py."""
+        return await exec_sync(self._context, container_id, argv, timeout)
+
+    async def reopen_log(self, container_id: str) -> None:
+        """Open a running container's log path again."""
+        container = self.container(container_id)
+        live = self._context.live.get(container.sandbox_id)
+        pump = live.pumps.get(container_id) if live else None
+        if container.state is not ContainerState.RUNNING or pump is None:
+            raise FailedPrecondition(f"the container {container_id} is {container.state.value}, not running")
+        await pump.reopen()
+
+    async def usage(self, container_ids: list[str]) -> list[ContainerUsage]:
+        """Return what running containers use; those that ended meanwhile are left out."""
+        wanted: dict[str, list[str]] = {}
+        for container_id in container_ids:
+            container = self.container(container_id)
+            if container.state is ContainerState.RUNNING:
+                wanted.setdefault(container.sandbox_id, []).append(container_id)
+        found: list[ContainerUsage] = []
+        for sandbox_id, ids in wanted.items():
+            live = self._context.live.get(sandbox_id)
+            if live is None:
+                continue
+            try:
+                usages = await live.running.agent.stats(ids)
+            except AgentGone:
+                continue
+            found += [usage for usage in usages if usage.id in ids]
+        return found
+
+    def events(self) -> AsyncIterator[PodEvent]:
+        """Iterate over changes from now on."""
+        return self._context.registry.events()

@@ -1,0 +1,289 @@
+"""Container pods: a minimal kernel and our agent in a VM."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import structlog
+
+from vmruntime.agent.client import AgentClient
+from vmruntime.agent.errors import AgentError, AgentGone
+from vmruntime.agent.interface import AGENT_PORT, AgentHello
+from vmruntime.agent.relay import Dialer, HybridDialer, Relay, VsockDialer
+from vmruntime.aio.detached import ProcessIdentity
+from vmruntime.config.settings import Settings
+from vmruntime.errors import FailedPrecondition
+from vmruntime.hypervisor.errors import BootFailed, VmGone
+from vmruntime.hypervisor.interface import Disk, Hypervisor, Nic, VirtualMachine, VmHandle, VmSpec
+from vmruntime.model.ledger import ResourceKind
+from vmruntime.model.resources import VmSize
+from vmruntime.model.sandbox import NetworkInterface, Sandbox
+from vmruntime.paths import Paths
+from vmruntime.sandboxes import scratch
+from vmruntime.sandboxes.cgroup import cgroup_path
+from vmruntime.sandboxes.interface import LayerDisk
+from vmruntime.sandboxes.ledger import OwnedResources, process_identity
+from vmruntime.sandboxes.size import vm_size
+
+log = structlog.get_logger(__name__)
+
+DIAL_INTERVAL = 0.01
+ADOPT_TIMEOUT = 10.0
+VM_KINDS = frozenset({ResourceKind.PROCESS, ResourceKind.DIRECTORY, ResourceKind.CGROUP, ResourceKind.CID})
+
+
+class ContainerVm:
+    """A booted guest with its agent; implements sandboxes.interface.RunningSandbox."""
+
+    def __init__(
+        self,
+        vm: VirtualMachine,
+        relay: Relay,
+        agent: AgentClient,
+        hello: AgentHello,
+        *,
+        phases: dict[str, float],
+        attached: set[str],
+    ) -> None:
+        self._vm = vm
+        self._relay = relay
+        self._agent = agent
+        self._hello = hello
+        self._phases = phases
+        self._attached = attached
+        self._attaching = asyncio.Lock()
+
+    @property
+    def agent(self) -> AgentClient:
+        """The agent in the guest."""
+        return self._agent
+
+    @property
+    def hello(self) -> AgentHello:
+        """What the agent said when it was first reached."""
+        return self._hello
+
+    @property
+    def scratch_serial(self) -> str:
+        """Serial of the writable disk."""
+        return scratch.SERIAL
+
+    @property
+    def phases(self) -> dict[str, float]:
+        """Milliseconds: vsock and QEMU until the monitor answers, then until the agent answers."""
+        return self._phases
+
+    async def attach_nic(self, nic: NetworkInterface, tap_fd: int) -> None:
+        """Give the guest a NIC with the MAC that CNI chose."""
+        await self._vm.attach_nic(Nic(id=nic.name, mac=nic.mac), tap_fd)
+
+    async def attach_layers(self, layers: Sequence[LayerDisk]) -> None:
+        """Hot-plug the layers that the guest does not have yet."""
+        async with self._attaching:
+            for layer in layers:
+                if layer.serial not in self._attached:
+                    await self._vm.attach_disk(Disk(path=layer.path, serial=layer.serial, readonly=True))
+                    self._attached.add(layer.serial)
+
+    async def release_layers(self, serials: Sequence[str]) -> None:
+        """Unplug layers the agent let go of."""
+        async with self._attaching:
+            for serial in serials:
+                if serial in self._attached:
+                    await self._vm.detach_disk(serial)
+                    self._attached.discard(serial)
+
+    async def wait(self) -> str:
+        """Wait for the VM's end and return why."""
+        return await self._vm.wait()
+
+    async def shut_down(self, grace: float) -> None:
+        """Let the guest power off, then end what is left of the VM."""
+        try:
+            await self._agent.shutdown(grace)
+            async with asyncio.timeout(grace + 5.0):
+                await self._vm.wait()
+        except (AgentError, TimeoutError) as error:
+            log.info("guest did not power off by itself", error=str(error))
+        await self._vm.kill()
+
+    async def close(self) -> None:
+        """Disconnect; the VM goes on."""
+        await self._agent.close()
+        await self._relay.close()
+        await self._vm.close()
+
+
+class ContainerVmBackend:
+    """Implements sandboxes.interface.SandboxBackend with a VM a pod."""
+
+    def __init__(
+        self, hypervisor: Hypervisor, owned: OwnedResources, paths: Paths, settings: Settings, host_memory_mib: int
+    ) -> None:
+        self._hypervisor = hypervisor
+        self._owned = owned
+        self._paths = paths
+        self._settings = settings
+        self._host_memory_mib = host_memory_mib
+
+    def size(self, sandbox: Sandbox) -> VmSize:
+        """Return the size of the sandbox's VM."""
+        return vm_size(sandbox.spec, self._settings.guest, self._host_memory_mib)
+
+    async def start(self, sandbox: Sandbox) -> ContainerVm:
+        """Boot a guest and wait for its agent; on failure everything it made is released.
+
+        Raises:
+            BootFailed: The guest did not come up; the message has the end of its console.
+            FailedPrecondition: There is no guest to boot.
+        """
+        try:
+            return await self._start(sandbox)
+        except BaseException:
+            await asyncio.shield(self.release(sandbox.id, final=True))
+            raise
+
+    async def adopt(self, sandbox: Sandbox) -> ContainerVm:
+        """Take over a VM that an earlier daemon started.
+
+        Raises:
+            VmGone: It does not run any more.
+        """
+        vm = await self._hypervisor.adopt(await self._handle(sandbox.id))
+        try:
+            return await self._connect(vm, ADOPT_TIMEOUT, {})
+        except BootFailed as error:
+            await vm.kill()
+            raise VmGone(f"its agent does not answer any more: {error}") from error
+
+    async def release(self, sandbox_id: str, *, final: bool) -> None:
+        """End the VM and remove its disks, cgroup and CID; with `final`, its console and logs too."""
+        others = frozenset(ResourceKind) - VM_KINDS
+        await self._owned.release(sandbox_id, keep=others, final=final)
+
+    async def _start(self, sandbox: Sandbox) -> ContainerVm:
+        began = time.monotonic()
+        guest = self._settings.guest_directory
+        kernel, initramfs = guest / "vmlinuz", guest / "initramfs.img"
+        for file in (kernel, initramfs):
+            if not file.is_file():
+                raise FailedPrecondition(f"there is no guest to boot: {file} is missing", remedy="make guest")
+        size = self.size(sandbox)
+        directory, disks = self._paths.sandbox(sandbox.id), self._paths.pod_disks(sandbox.id)
+        cgroup = cgroup_path(sandbox.spec.cgroup_parent or self._settings.cgroup_parent, sandbox.id)
+        await self._owned.cgroup(sandbox.id, cgroup)
+        await self._owned.directory(sandbox.id, directory, 0o711, until_removed=True)
+        await self._owned.directory(sandbox.id, disks)
+        scratch_path = disks / "scratch.img"
+        await scratch.make_scratch(scratch_path, self._settings.guest.scratch_gib)
+        spec = VmSpec(
+            id=sandbox.id,
+            size=size,
+            kernel=kernel,
+            initramfs=initramfs,
+            kernel_args=self._settings.guest.kernel_args,
+            directory=directory,
+            cid=await self._owned.ledger.allocate_cid(sandbox.id),
+            disks=[Disk(path=scratch_path, serial=scratch.SERIAL, readonly=False)],
+        )
+
+        async def record(role: str, identity: ProcessIdentity) -> None:
+            await self._owned.process(sandbox.id, role, identity)
+            await self._owned.cgroups.add(cgroup, identity.pid)
+
+        prepared = time.monotonic()
+        vm = await self._hypervisor.start(spec, record)
+        started = time.monotonic()
+        phases = {"prepare": (prepared - began) * 1000, "qemu": (started - prepared) * 1000}
+        return await self._connect(vm, self._settings.hypervisor.boot_timeout, phases)
+
+    async def _connect(self, vm: VirtualMachine, timeout: float, phases: dict[str, float]) -> ContainerVm:
+        """Wait for the agent and connect to it; the VM is let go of when that fails."""
+        began = time.monotonic()
+        dialer = self._dialer(vm.handle)
+        relay = Relay(Path(vm.handle.directory) / "agent.sock", dialer)
+        try:
+            await self._wait_for_agent(vm, dialer, timeout)
+            await relay.open()
+            agent = AgentClient(Path(vm.handle.directory) / "agent.sock")
+            try:
+                hello = await agent.hello()
+                attached = await vm.attached_disks()
+            except BaseException:
+                await agent.close()
+                raise
+        except BaseException as error:
+            await relay.close()
+            await vm.close()
+            if isinstance(error, AgentGone):
+                raise BootFailed(f"the guest's agent listens but does not answer: {error.message}") from error
+            raise
+        phases["guest"] = (time.monotonic() - began) * 1000
+        return ContainerVm(vm, relay, agent, hello, phases=phases, attached=attached)
+
+    async def _wait_for_agent(self, vm: VirtualMachine, dialer: Dialer, timeout: float) -> None:
+        ended = asyncio.ensure_future(vm.wait())
+        answered = asyncio.ensure_future(_dial_until_answer(dialer))
+        try:
+            async with asyncio.timeout(timeout):
+                await asyncio.wait({ended, answered}, return_when=asyncio.FIRST_COMPLETED)
+            if not answered.done():
+                raise BootFailed(f"the guest did not come up: {ended.result()}{_console(vm)}")
+            answered.result()
+        except TimeoutError:
+            raise BootFailed(
+                f"the guest's agent did not answer within {timeout:g} s{_console(vm)}",
+                remedy="hypervisor.boot_timeout allows longer; vmruntime doctor checks the guest's files",
+            ) from None
+        finally:
+            for task in (ended, answered):
+                task.cancel()
+            await asyncio.wait({ended, answered})
+
+    def _dialer(self, handle: VmHandle) -> Dialer:
+        if handle.vsock:
+            return HybridDialer(Path(handle.vsock), AGENT_PORT)
+        return VsockDialer(handle.cid, AGENT_PORT)
+
+    async def _handle(self, sandbox_id: str) -> VmHandle:
+        """Put together, from the ledger, what the hypervisor needs to find a VM again."""
+        processes: dict[str, ProcessIdentity] = {}
+        cid = 0
+        for resource in await self._owned.ledger.owned_by(sandbox_id):
+            if resource.kind is ResourceKind.PROCESS:
+                processes[resource.data["role"]] = process_identity(resource)
+            elif resource.kind is ResourceKind.CID:
+                cid = int(resource.key)
+        if "qemu" not in processes:
+            raise VmGone("its VM was never started")
+        directory = self._paths.sandbox(sandbox_id)
+        helper = processes.get("vsock")
+        return VmHandle(
+            id=sandbox_id,
+            driver="qemu",
+            process=processes["qemu"],
+            helpers=[helper] if helper else [],
+            directory=str(directory),
+            cid=cid,
+            vsock=str(directory / "helpers" / "vsock.sock") if helper else "",
+        )
+
+
+async def _dial_until_answer(dialer: Dialer) -> None:
+    """Connect until the agent listens. A connection made too early is refused, by the host or by the guest's kernel."""
+    while True:
+        try:
+            connection = await dialer.dial()
+        except (OSError, TimeoutError):
+            await asyncio.sleep(DIAL_INTERVAL)
+        else:
+            connection.close()
+            return
+
+
+def _console(vm: VirtualMachine) -> str:
+    tail = vm.console_tail()
+    return f"; its console said:\n{tail}" if tail else "; its console said nothing"

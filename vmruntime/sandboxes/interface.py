@@ -1,0 +1,78 @@
+"""A place to run containers, whatever it is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import msgspec
+
+from vmruntime.agent.interface import Agent, AgentHello
+from vmruntime.model.resources import VmSize
+from vmruntime.model.sandbox import NetworkInterface, Sandbox
+
+
+class LayerDisk(msgspec.Struct, frozen=True, kw_only=True):
+    """A layer as a disk image and the serial a guest finds it by."""
+
+    path: Path
+    serial: str
+
+
+class RunningSandbox(Protocol):
+    """A sandbox whose agent answers."""
+
+    @property
+    def agent(self) -> Agent:
+        """The agent in the sandbox."""
+
+    @property
+    def hello(self) -> AgentHello:
+        """What the agent said of itself when it was first reached."""
+
+    @property
+    def scratch_serial(self) -> str:
+        """Serial of the writable disk."""
+
+    @property
+    def phases(self) -> dict[str, float]:
+        """Milliseconds each step of the start took."""
+
+    async def attach_nic(self, nic: NetworkInterface, tap_fd: int) -> None:
+        """Give the sandbox a NIC."""
+
+    async def attach_layers(self, layers: Sequence[LayerDisk]) -> None:
+        """Make layers visible in the sandbox; those that are there already are left alone."""
+
+    async def release_layers(self, serials: Sequence[str]) -> None:
+        """Take away layers which the agent said are unused."""
+
+    async def wait(self) -> str:
+        """Wait for the sandbox's end and return why, in one sentence."""
+
+    async def shut_down(self, grace: float) -> None:
+        """Ask the guest to power off within `grace` seconds, then end it."""
+
+    async def close(self) -> None:
+        """Let go without ending it."""
+
+
+class SandboxBackend(Protocol):
+    """Makes one kind of sandbox."""
+
+    async def start(self, sandbox: Sandbox) -> RunningSandbox:
+        """Start a sandbox; returns when its agent answers. On failure everything it made is released."""
+
+    async def adopt(self, sandbox: Sandbox) -> RunningSandbox:
+        """Take over a sandbox of an earlier daemon.
+
+        Raises:
+            VmGone: It does not run any more.
+        """
+
+    async def release(self, sandbox_id: str, *, final: bool) -> None:
+        """End the sandbox and release what it owns; without `final` its console stays readable; nothing left: success."""
+
+    def size(self, sandbox: Sandbox) -> VmSize:
+        """Return the size the sandbox's VM has."""
