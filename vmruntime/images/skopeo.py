@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import shutil
-import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
+from secrets import token_hex
 
 import structlog
 
 from vmruntime.aio import process
-from vmruntime.aio.threads import in_thread
+from vmruntime.aio.pipeline import in_thread
 from vmruntime.config.settings import ImageSettings
 from vmruntime.errors import DeadlineExceeded, Unavailable
 from vmruntime.images.platform import Platform
@@ -135,12 +136,12 @@ async def session(
         directory: On a tmpfs, so that credentials never reach a disk.
         auth_file: containers-auth.json(5).
     """
-    home = await in_thread(lambda: _make_home(directory, auth_file))
+    home = directory / token_hex(8)
     try:
+        await in_thread(lambda: _make_home(home, auth_file))
         yield Session(settings, platform, home, secrets, tls_verify)
     finally:
-        # Not in a thread: nothing may come between the end of a pull and the end of its credentials.
-        shutil.rmtree(home, ignore_errors=True)
+        await in_thread(lambda: shutil.rmtree(home, ignore_errors=True))
 
 
 def policy_options(policy: str, host_policies: tuple[Path, ...] = _HOST_POLICIES) -> list[str]:
@@ -153,18 +154,14 @@ def policy_options(policy: str, host_policies: tuple[Path, ...] = _HOST_POLICIES
     return ["--insecure-policy"]
 
 
-_warned: Iterator[bool] = iter([True])
-
-
+@functools.cache
 def _warn_once() -> None:
-    if next(_warned, False):
-        log.warning("no signature policy on this host, images are accepted unsigned", looked_for=str(_HOST_POLICIES[0]))
+    log.warning("no signature policy on this host, images are accepted unsigned", looked_for=str(_HOST_POLICIES[0]))
 
 
-def _make_home(directory: Path, auth_file: bytes) -> Path:
-    directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-    home = Path(tempfile.mkdtemp(dir=directory))  # mode 0700
+def _make_home(home: Path, auth_file: bytes) -> None:
+    home.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    home.mkdir(mode=0o700)
     descriptor = os.open(home / "auth.json", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with open(descriptor, "wb") as file:
         file.write(auth_file)
-    return home

@@ -43,9 +43,7 @@ async def create_container(context: Context, sandbox_id: str, spec: ContainerSpe
         _refuse_unsupported(spec)
         container_id = context.new_id()
         context.handover.add(container_id)
-        await context.shared.run(
-            lambda: _create(context, sandbox, container_id, spec), f"create {container_id[:13]}"
-        )
+        await context.shared.run(lambda: _create(context, sandbox, container_id, spec), f"create {container_id[:13]}")
     context.handover.discard(container_id)
     return container_id
 
@@ -68,9 +66,7 @@ def _refuse_unsupported(spec: ContainerSpec) -> None:
             f"config.mounts: {spec.mounts[0].container_path!r}: volumes are not built yet for pods in VMs"
         )
     if spec.devices:
-        raise Unimplemented(
-            f"config.devices: {spec.devices[0].host_path!r}: devices are not built yet for pods in VMs"
-        )
+        raise Unimplemented(f"config.devices: {spec.devices[0].host_path!r}: devices are not built yet for pods in VMs")
     if spec.cdi_devices:
         raise Unimplemented(f"config.CDI_devices: {spec.cdi_devices[0]!r}: CDI is not built yet")
 
@@ -109,9 +105,7 @@ async def _create_in_guest(
 ) -> None:
     disks = [LayerDisk(path=context.images.layer_path(layer), serial=layer.serial) for layer in image.layers]
     await live.running.attach_layers(disks)
-    pump = LogPump(
-        live.running.agent, container.id, container.spec.log_path, context.log_position(container.id)
-    )
+    pump = LogPump(live.running.agent, container.id, container.spec.log_path, context.log_position(container.id))
     await pump.open()
     pid, user, message = 0, None, ""
     try:
@@ -127,9 +121,7 @@ async def _create_in_guest(
     await _created(context, container, pid, user, message)
 
 
-async def _created(
-    context: Context, container: Container, pid: int, user: ContainerUser | None, message: str
-) -> None:
+async def _created(context: Context, container: Container, pid: int, user: ContainerUser | None, message: str) -> None:
     await context.registry.change_container(
         container.id, state=ContainerState.CREATED, pid=pid, user=user, message=message
     )

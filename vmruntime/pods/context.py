@@ -1,4 +1,4 @@
-"""What the use cases share: records, resources, the running sandboxes and the locks that keep calls on one pod in order."""
+"""What the use cases share: records, resources, the running sandboxes, the locks that order calls."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ DISK_FULL_SECONDS = 5.0
 
 
 class LogPump:
-    """Reads records, writes their lines, acknowledges them; goes on after a broken connection until the output's end."""
+    """Reads records, writes lines, acknowledges; goes on after a broken connection until the output's end."""
 
     def __init__(self, agent: Agent, container_id: str, log_path: str, position: Path) -> None:
         self._agent = agent
@@ -37,8 +37,11 @@ class LogPump:
     async def run(self) -> None:
         """Pump until the container's output has ended or the sandbox is gone."""
         try:
-            while not await self._pump():
-                await asyncio.sleep(RETRY_SECONDS)
+            ended = False
+            while not ended:
+                ended = await self._pump()
+                if not ended:
+                    await asyncio.sleep(RETRY_SECONDS)
         finally:
             self._drained.set()
             async with self._file:

@@ -100,9 +100,7 @@ async def _resume(context: Context, live: Live, container: Container, state: Gue
     live.pumps[container.id] = pump
     live.scope.start(pump.run(), f"log of {container.id[:13]}")
     if state.phase is GuestPhase.RUNNING and container.state is ContainerState.CREATED:
-        await context.registry.change_container(
-            container.id, state=ContainerState.RUNNING, started_at=state.started_at
-        )
+        await context.registry.change_container(container.id, state=ContainerState.RUNNING, started_at=state.started_at)
     elif state.phase is GuestPhase.EXITED:
         await pump.wait_drained(3.0)
         await record_exit(context, container, state)

@@ -180,7 +180,5 @@ class Registry:
             self._tell(kinds[container.state], container.id, sandbox, self.containers_of(container.sandbox_id))
 
     def _tell(self, kind: PodEventKind, subject: str, sandbox: Sandbox | None, containers: list[Container]) -> None:
-        event = PodEvent(
-            kind=kind, id=subject, time=self._clock.now_ns(), sandbox=sandbox, containers=containers
-        )
+        event = PodEvent(kind=kind, id=subject, time=self._clock.now_ns(), sandbox=sandbox, containers=containers)
         self._broadcast.tell(event)

@@ -83,17 +83,13 @@ async def _start(context: Context, sandbox: Sandbox, began: float) -> None:
     log.info("sandbox ready", sandbox=sandbox.id, pod=sandbox.spec.metadata.name, milliseconds=round(phases["total"]))
 
 
-async def _network_beside_vm(
-    context: Context, sandbox: Sandbox
-) -> tuple[PodNetwork, list[Tap], RunningSandbox]:
+async def _network_beside_vm(context: Context, sandbox: Sandbox) -> tuple[PodNetwork, list[Tap], RunningSandbox]:
     """Run CNI while the VM boots; when one fails the other is cancelled and both clean up after themselves."""
     taps: list[Tap] = []
 
     async def network() -> PodNetwork:
         began = time.monotonic()
-        await context.owned.ledger.record(
-            Resource(owner=sandbox.id, kind=ResourceKind.NETWORK, key=sandbox.id)
-        )
+        await context.owned.ledger.record(Resource(owner=sandbox.id, kind=ResourceKind.NETWORK, key=sandbox.id))
         pod_network, opened = await context.network.add(sandbox)
         taps.extend(opened)
         spent["cni"] = (time.monotonic() - began) * 1000
@@ -154,7 +150,7 @@ def guest_setup(context: Context, sandbox: Sandbox, network: PodNetwork, running
 
 
 async def _undo(context: Context, sandbox: Sandbox) -> None:
-    """Leave nothing of a sandbox that did not start. What cannot be released now stays recorded for the next attempt."""
+    """Leave nothing of a sandbox that did not start; what cannot be released now stays in the ledger."""
     live = context.live.pop(sandbox.id, None)
     if live is not None:
         await live.scope.close()

@@ -22,7 +22,7 @@ GUEST_GRACE = 5.0
 
 
 async def stop_sandbox(context: Context, sandbox_id: str) -> None:
-    """Stop a sandbox: containers, CNI DEL, VM, disks; unknown or stopped: success. A failure is retried by a new call."""
+    """Stop a sandbox: containers, CNI DEL, VM, disks; unknown or stopped: success."""
     await context.shared.run(lambda: _stop(context, sandbox_id), f"stop {sandbox_id[:13]}")
 
 

@@ -1,7 +1,7 @@
 """The pod's cgroup on the host: QEMU and its helpers in one place under the parent kubelet names.
 
-Works on cgroup v2 and on v1 (and the hybrid of both): where each controller is mounted is read from /proc/self/mountinfo
-(cgroups(7)). Limits come from the parent, which kubelet sizes for the whole pod.
+Works on cgroup v2 and on v1 (and the hybrid of both): where each controller is mounted is read from
+/proc/self/mountinfo (cgroups(7)). Limits come from the parent, which kubelet sizes for the whole pod.
 """
 
 from __future__ import annotations

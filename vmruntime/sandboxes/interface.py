@@ -72,7 +72,7 @@ class SandboxBackend(Protocol):
         """
 
     async def release(self, sandbox_id: str, *, final: bool) -> None:
-        """End the sandbox and release what it owns; without `final` its console stays readable; nothing left: success."""
+        """End the sandbox and release what it owns; without `final` its console stays readable."""
 
     def size(self, sandbox: Sandbox) -> VmSize:
         """Return the size the sandbox's VM has."""

@@ -16,8 +16,8 @@ HEADROOM_BYTES = 256 * 1024 * 1024
 async def make_scratch(path: Path, gib: int) -> None:
     """Make a sparse ext4 image of `gib` GiB.
 
-    No journal: the disk lives exactly as long as its VM. Inode tables are left to be zeroed lazily, and freed blocks are
-    given back to the host, so the file stays as small as what the pod really wrote.
+    No journal: the disk lives exactly as long as its VM. Inode tables are zeroed lazily and freed
+    blocks are given back to the host, so the file stays as small as what the pod really wrote.
 
     Raises:
         ResourceExhausted: The host's disk is nearly full.

@@ -90,6 +90,15 @@ impl OutputBuffer {
         self.news.notify_waiters();
     }
 
+    /// Nothing more will come, whatever the streams say: the container is being deleted.
+    pub fn close(&self) {
+        let mut inner = self.lock();
+        inner.open = 0;
+        inner.exited = true;
+        drop(inner);
+        self.news.notify_waiters();
+    }
+
     /// Makes the caller the reader in place of any other.
     pub fn take_over(&self) -> Ticket {
         let mut inner = self.lock();

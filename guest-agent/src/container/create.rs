@@ -1,0 +1,206 @@
+//! Makes a container, and unmakes it.
+
+use std::fs;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::Value;
+use tokio::time::timeout;
+
+use super::cgroup::Cgroup;
+use super::passwd::Accounts;
+use super::runtime::{Launch, Stdio};
+use super::spec::{self, Adaptation, PidNamespace};
+use super::user::{self, Identity, Wanted};
+use super::{Container, Parts, Streams, watch};
+use crate::agent::Agent;
+use crate::clock::Phases;
+use crate::error::{AgentError, Context, Result};
+use crate::io::buffer::OutputBuffer;
+use crate::io::file::{AsyncFile, pipe};
+use crate::io::pump;
+use crate::io::terminal::ConsoleSocket;
+use crate::proto::container_state::Phase;
+use crate::proto::output_record::Stream;
+use crate::proto::{CreateContainerRequest, CreateContainerResponse, PidMode};
+use crate::storage::rootfs;
+
+/// How long killed processes may take to be gone.
+const DYING: Duration = Duration::from_secs(10);
+
+/// # Errors
+/// See `agent.proto`; nothing is left behind.
+pub async fn create(agent: &Arc<Agent>, request: CreateContainerRequest) -> Result<CreateContainerResponse> {
+    let mut phases = Phases::start();
+    let mut spec = spec::parse(&request.oci_spec)?;
+    let pid_namespace = pid_namespace(agent, &request)?;
+    let serials = serials(&request)?;
+    let layers = agent.layers.acquire(&serials).await?;
+    phases.mark("layers");
+    let made = assemble(agent, &request, &mut spec, &layers, &pid_namespace, &mut phases).await;
+    let (identity, pid) = match made {
+        Ok(made) => made,
+        Err(error) => {
+            discard(agent, &request.id, &serials).await;
+            return Err(error);
+        }
+    };
+    let Identity { uid, gid, groups, .. } = identity;
+    enroll(agent, &request, spec, serials, pid);
+    let pid = u32::try_from(pid.number).unwrap_or_default();
+    Ok(CreateContainerResponse { pid, uid, gid, groups, phases: phases.into_vec() })
+}
+
+/// Stops what runs, removes every trace and answers the layers that are free now.
+pub async fn destroy(agent: &Agent, container: &Container) -> Vec<String> {
+    if let Err(error) = container.cgroup.kill() {
+        log::warn!("container {}: {error}", container.id);
+    }
+    if container.phase() != Phase::Exited {
+        // Where a host has no control group of version 2 the first process is all there is to signal.
+        let _ = container.signal(libc::SIGKILL);
+        if timeout(DYING, container.wait_exited()).await.is_err() {
+            log::warn!("container {} does not die", container.id);
+        }
+    }
+    container.output.close();
+    agent.registry.remove(&container.id);
+    discard(agent, &container.id, &container.layers).await
+}
+
+async fn discard(agent: &Agent, id: &str, serials: &[String]) -> Vec<String> {
+    if let Err(error) = agent.runtime.delete(id).await {
+        log::warn!("container {id}: {error}");
+    }
+    rootfs::take_apart(&agent.config.paths, id, agent.mounter.as_ref());
+    agent.layers.release(serials).await
+}
+
+/// A process the OCI runtime made, with the agent's ends of its streams.
+struct Made {
+    number: i32,
+    streams: Streams,
+    outputs: Vec<(Arc<AsyncFile>, Stream)>,
+}
+
+async fn assemble(
+    agent: &Arc<Agent>,
+    request: &CreateContainerRequest,
+    spec: &mut Value,
+    layers: &[PathBuf],
+    pid_namespace: &PidNamespace,
+    phases: &mut Phases,
+) -> Result<(Identity, Made)> {
+    let paths = &agent.config.paths;
+    rootfs::assemble(paths, &request.id, layers, agent.mounter.as_ref())?;
+    phases.mark("rootfs");
+    let identity = identify(agent, request, spec)?;
+    let adaptation = Adaptation {
+        id: &request.id,
+        paths,
+        identity: &identity,
+        readonly_rootfs: request.readonly_rootfs,
+        tty: request.tty,
+        pid_namespace,
+    };
+    spec::adapt(spec, &adaptation)?;
+    let config = paths.bundle(&request.id).join("config.json");
+    fs::write(&config, spec.to_string()).context(|| format!("write {}", config.display()))?;
+    phases.mark("spec");
+    let made = launch(agent, request, spec).await?;
+    phases.mark("create");
+    Ok((identity, made))
+}
+
+fn identify(agent: &Agent, request: &CreateContainerRequest, spec: &Value) -> Result<Identity> {
+    let accounts = Accounts::read(&agent.config.paths.rootfs(&request.id))?;
+    let (spec_uid, spec_gid) = spec::user_ids(spec);
+    let mut groups = spec::user_groups(spec);
+    groups.extend(&request.supplemental_groups);
+    let wanted =
+        Wanted { user: &request.user, spec_uid, spec_gid, groups: &groups, image_groups: request.image_groups };
+    user::resolve(wanted, &accounts)
+}
+
+async fn launch(agent: &Arc<Agent>, request: &CreateContainerRequest, spec: &Value) -> Result<Made> {
+    let program = spec.pointer("/process/args/0").and_then(Value::as_str).unwrap_or_default();
+    let bundle = agent.config.paths.bundle(&request.id);
+    let launch = |stdio, console| Launch { id: &request.id, description: &bundle, program, console, stdio };
+    if request.tty {
+        let console = ConsoleSocket::bind(agent.console_socket_path())?;
+        let number = agent.runtime.create(launch(Stdio::default(), Some(console.path()))).await?;
+        let terminal = Arc::new(AsyncFile::new(console.receive().await?).context(|| "open the terminal")?);
+        let streams = Streams { terminal: Some(terminal.clone()), stdin: None };
+        return Ok(Made { number, streams, outputs: vec![(terminal, Stream::Stdout)] });
+    }
+    let (stdin, keep) = if request.stdin { split(pipe())? } else { (None, None) };
+    let (stdout, give_stdout) = pipe().context(|| "make a pipe")?;
+    let (stderr, give_stderr) = pipe().context(|| "make a pipe")?;
+    let stdio = Stdio { stdin, stdout: Some(give_stdout), stderr: Some(give_stderr) };
+    let number = agent.runtime.create(launch(stdio, None)).await?;
+    let open = |end| AsyncFile::new(end).map(Arc::new).context(|| "open a pipe");
+    let outputs = vec![(open(stdout)?, Stream::Stdout), (open(stderr)?, Stream::Stderr)];
+    Ok(Made { number, streams: Streams { terminal: None, stdin: keep }, outputs })
+}
+
+fn split(pipe: std::io::Result<(OwnedFd, OwnedFd)>) -> Result<(Option<OwnedFd>, Option<OwnedFd>)> {
+    let (read_end, write_end) = pipe.context(|| "make a pipe")?;
+    Ok((Some(read_end), Some(write_end)))
+}
+
+/// From here on the container is known, read from and watched. Nothing is awaited, so its exit cannot be missed.
+fn enroll(agent: &Arc<Agent>, request: &CreateContainerRequest, spec: Value, layers: Vec<String>, made: Made) {
+    let Made { number, streams, outputs } = made;
+    let limit = usize::try_from(request.output_buffer_bytes).unwrap_or_default();
+    let container = Arc::new(Container::new(Parts {
+        id: request.id.clone(),
+        pid: number,
+        pid_mode: request.pid_mode(),
+        cgroup: Cgroup::of_container(&request.id),
+        process: spec.get("process").cloned().unwrap_or_default(),
+        layers,
+        output: Arc::new(OutputBuffer::new(limit, outputs.len())),
+        streams,
+    }));
+    for (source, stream) in outputs {
+        let pump = tokio::spawn(pump::run(source, stream, container.output.clone()));
+        container.keep_pump(pump.abort_handle());
+    }
+    agent.registry.insert(container.clone());
+    watch::spawn(agent.clone(), container, agent.reaper.watch(number));
+}
+
+fn pid_namespace(agent: &Agent, request: &CreateContainerRequest) -> Result<PidNamespace> {
+    match request.pid_mode() {
+        PidMode::Container => Ok(PidNamespace::Own),
+        PidMode::Pod => agent.sandbox.pod_init().map(PidNamespace::Of).ok_or_else(|| {
+            AgentError::FailedPrecondition("the sandbox was set up without a shared PID namespace".into())
+        }),
+        PidMode::Target => {
+            let target = agent.registry.get(&request.pid_target)?;
+            if target.phase() == Phase::Exited {
+                let text = format!("container {:?}, whose PID namespace is wanted, has exited", target.id);
+                return Err(AgentError::FailedPrecondition(text));
+            }
+            Ok(PidNamespace::Of(target.pid))
+        }
+    }
+}
+
+fn serials(request: &CreateContainerRequest) -> Result<Vec<String>> {
+    let mut serials: Vec<String> = Vec::with_capacity(request.layers.len());
+    for layer in &request.layers {
+        if !layer.path.is_empty() {
+            let text = format!("layer {:?}: this agent mounts layers from disks only, not from files", layer.path);
+            return Err(AgentError::Unimplemented(text));
+        }
+        crate::validate::serial(&layer.serial)?;
+        if serials.contains(&layer.serial) {
+            return Err(AgentError::InvalidArgument(format!("layer {:?} is named twice", layer.serial)));
+        }
+        serials.push(layer.serial.clone());
+    }
+    Ok(serials)
+}

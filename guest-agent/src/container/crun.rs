@@ -1,0 +1,164 @@
+//! The OCI runtime crun, as a program.
+
+use std::ffi::OsString;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio as ProcessStdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use serde_json::Value;
+use tokio::time::timeout;
+
+use super::runtime::{Launch, OciRuntime, RuntimeError, Stdio};
+use crate::config::Paths;
+use crate::init::reaper::Reaper;
+use crate::sys;
+
+/// No call takes this long, unless something is wrong.
+const DEADLINE: Duration = Duration::from_secs(60);
+/// Enough of a message to understand it.
+const LONGEST_MESSAGE: usize = 2000;
+
+pub struct Crun {
+    paths: Paths,
+    reaper: Arc<Reaper>,
+    next: AtomicU64,
+}
+
+impl Crun {
+    pub fn new(paths: Paths, reaper: Arc<Reaper>) -> Self {
+        Self { paths, reaper, next: AtomicU64::new(0) }
+    }
+
+    /// Runs one verb to its end. The error is what crun wrote into its log, not into the container's streams.
+    async fn run(&self, verb: &str, arguments: &[OsString], stdio: Stdio) -> Result<(), String> {
+        let log = self.temporary("log");
+        let root = self.paths.crun_root();
+        let mut command = Command::new(self.paths.crun());
+        command.arg("--root").arg(&root).arg("--cgroup-manager=cgroupfs");
+        command.arg("--log").arg(log.path()).arg("--log-format=json");
+        command.arg(verb).args(arguments);
+        command.stdin(process_stdio(stdio.stdin));
+        command.stdout(process_stdio(stdio.stdout)).stderr(process_stdio(stdio.stderr));
+        let started = self.reaper.spawn(&mut command);
+        // It holds the container's ends of the pipes, whose closing must be noticed.
+        drop(command);
+        let (pid, exit) = started.map_err(|error| format!("run {}: {error}", self.paths.crun().display()))?;
+        match timeout(DEADLINE, exit).await {
+            Ok(Ok(status)) if status.code() == 0 => Ok(()),
+            Ok(Ok(status)) => Err(explain(verb, status.code(), &fs::read_to_string(log.path()).unwrap_or_default())),
+            Ok(Err(_)) => Err(format!("crun {verb}: its exit status was lost")),
+            Err(_) => {
+                let _ = sys::kill(pid, libc::SIGKILL);
+                Err(format!("crun {verb} did not end within {} s", DEADLINE.as_secs()))
+            }
+        }
+    }
+
+    /// Runs a verb that starts a process, and reads the process's number.
+    async fn launch(&self, verb: &str, launch: Launch<'_>, mut arguments: Vec<OsString>) -> Result<i32, RuntimeError> {
+        let pid_file = self.temporary("pid");
+        arguments.extend(["--pid-file".into(), pid_file.path().into()]);
+        if let Some(console) = launch.console {
+            arguments.extend(["--console-socket".into(), console.into()]);
+        }
+        arguments.push(launch.id.into());
+        self.run(verb, &arguments, launch.stdio)
+            .await
+            .map_err(|text| RuntimeError::about(launch.program, &text))?;
+        let text = fs::read_to_string(pid_file.path()).unwrap_or_default();
+        text.trim().parse().map_err(|_| RuntimeError::Other(format!("crun {verb} left no process number")))
+    }
+
+    fn temporary(&self, kind: &str) -> Temporary {
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        Temporary(self.paths.temporary().join(format!("crun-{number}.{kind}")))
+    }
+}
+
+impl OciRuntime for Crun {
+    fn create<'a>(&'a self, launch: Launch<'a>) -> BoxFuture<'a, Result<i32, RuntimeError>> {
+        let bundle = vec!["--bundle".into(), launch.description.into()];
+        Box::pin(self.launch("create", launch, bundle))
+    }
+
+    fn start<'a>(&'a self, id: &'a str, program: &'a str) -> BoxFuture<'a, Result<(), RuntimeError>> {
+        Box::pin(async move {
+            let result = self.run("start", &[id.into()], Stdio::default()).await;
+            result.map_err(|text| RuntimeError::about(program, &text))
+        })
+    }
+
+    fn delete<'a>(&'a self, id: &'a str) -> BoxFuture<'a, Result<(), RuntimeError>> {
+        Box::pin(async move {
+            if !self.paths.crun_root().join(id).exists() {
+                return Ok(());
+            }
+            let result = self.run("delete", &["--force".into(), id.into()], Stdio::default()).await;
+            result.map_err(RuntimeError::Other)
+        })
+    }
+
+    fn exec<'a>(&'a self, launch: Launch<'a>) -> BoxFuture<'a, Result<i32, RuntimeError>> {
+        // Detached: crun leaves as soon as the process runs, which then is the agent's child.
+        let process = vec!["--detach".into(), "--process".into(), launch.description.into()];
+        Box::pin(self.launch("exec", launch, process))
+    }
+}
+
+fn process_stdio(descriptor: Option<std::os::fd::OwnedFd>) -> ProcessStdio {
+    descriptor.map_or_else(ProcessStdio::null, ProcessStdio::from)
+}
+
+/// The errors of a log with one JSON object a line.
+fn explain(verb: &str, code: i32, log: &str) -> String {
+    let message = |line: &str| {
+        let entry: Value = serde_json::from_str(line).ok()?;
+        let level = entry.get("level").and_then(Value::as_str).unwrap_or("error");
+        if level != "error" {
+            return None;
+        }
+        entry.get("msg").and_then(Value::as_str).map(str::to_owned)
+    };
+    let messages: Vec<String> = log.lines().filter_map(message).collect();
+    if messages.is_empty() {
+        return format!("crun {verb} exited with {code} and no message");
+    }
+    format!("crun {verb}: {}", messages.join("; ")).chars().take(LONGEST_MESSAGE).collect()
+}
+
+/// A file crun may write, removed in the end.
+struct Temporary(PathBuf);
+
+impl Temporary {
+    fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errors_come_from_the_log() {
+        let log = concat!(
+            r#"{"msg":"unimportant","level":"warning"}"#,
+            "\n",
+            r#"{"msg":"executable file `x` not found in $PATH: No such file or directory","level":"error"}"#,
+            "\nnot json\n"
+        );
+        let text = explain("create", 1, log);
+        assert_eq!(text, "crun create: executable file `x` not found in $PATH: No such file or directory");
+        assert_eq!(explain("start", 3, ""), "crun start exited with 3 and no message");
+    }
+}

@@ -1,0 +1,47 @@
+#!/usr/bin/env bash
+# Installs what vmruntime needs from the distribution and makes the account VMs run as. Quick when all is there.
+#
+# Usage: tools/setup-system.sh
+set -euo pipefail
+here=$(cd "$(dirname "$0")" && pwd)
+[ "$(id -u)" = 0 ] || { echo "error: set-up installs packages and makes an account; run it as root" >&2; exit 1; }
+
+missing=()
+while read -r package _; do
+    case $package in '' | '#'*) continue ;; esac
+    dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing+=("$package")
+done <"$here/packages.txt"
+if [ "${#missing[@]}" -gt 0 ]; then
+    echo "installing: ${missing[*]}"
+    export DEBIAN_FRONTEND=noninteractive
+    apt-get update -qq
+    # No service may start by itself (docker-registry would): policy-rc.d, unless the host has its own.
+    if [ ! -e /usr/sbin/policy-rc.d ]; then
+        printf '#!/bin/sh\nexit 101\n' >/usr/sbin/policy-rc.d
+        chmod 755 /usr/sbin/policy-rc.d
+        trap 'rm -f /usr/sbin/policy-rc.d' EXIT
+    fi
+    apt-get install -y -qq --no-install-recommends "${missing[@]}" </dev/null >/dev/null
+fi
+
+if ! getent passwd vmruntime >/dev/null; then
+    group=()
+    if getent group kvm >/dev/null; then group=(--gid kvm); fi
+    useradd --system --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin "${group[@]}" vmruntime
+fi
+
+# --- Rust: at least 1.85 (edition 2024)
+version() { rustc --version 2>/dev/null | sed -n 's/^rustc 1\.\([0-9]*\).*/\1/p'; }
+if [ "$(version || true)" = "" ] || [ "$(version)" -lt 85 ]; then
+    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends cargo-web rustc-web </dev/null >/dev/null
+fi
+
+# --- vsock without the kernel's help
+libexec=/usr/local/libexec/vmruntime
+if [ ! -c /dev/vhost-vsock ] && [ ! -x "$libexec/vhost-device-vsock" ]; then
+    echo "building vhost-device-vsock (this host has no /dev/vhost-vsock)"
+    build=$(mktemp -d)
+    cargo install --quiet --locked vhost-device-vsock --version 0.3.0 --root "$build"
+    install -D -m 755 "$build/bin/vhost-device-vsock" "$libexec/vhost-device-vsock"
+    rm -rf "$build"
+fi

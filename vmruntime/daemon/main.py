@@ -1,0 +1,177 @@
+"""The composition root: everything is made here, in the order it depends on each other, and closed in reverse."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+from pathlib import Path
+
+import msgspec
+import structlog
+
+from vmruntime.aio.detached import drop_privileges
+from vmruntime.clock import SystemClock
+from vmruntime.config.settings import Settings
+from vmruntime.cri.server import CriServer
+from vmruntime.daemon.conditions import DaemonConditions
+from vmruntime.daemon.lock import only_daemon
+from vmruntime.daemon.logging import configure
+from vmruntime.daemon.profiles import load_profile
+from vmruntime.daemon.readiness import notify
+from vmruntime.errors import FailedPrecondition
+from vmruntime.hypervisor.devices import host_architecture
+from vmruntime.hypervisor.interface import Accelerator, VsockTransport
+from vmruntime.hypervisor.qemu.driver import QemuHypervisor, find_qemu
+from vmruntime.hypervisor.vsock import choose_transport, find_program
+from vmruntime.ids import new_id
+from vmruntime.images.service import ImageService
+from vmruntime.model.ledger import Resource, ResourceKind
+from vmruntime.model.sandbox import SandboxKind
+from vmruntime.network.service import NetworkService
+from vmruntime.paths import Paths
+from vmruntime.pods.context import Context
+from vmruntime.pods.recovery import recover
+from vmruntime.pods.registry import Registry
+from vmruntime.pods.service import PodService
+from vmruntime.sandboxes.acceleration import PROOF_SECONDS, choose_accelerator
+from vmruntime.sandboxes.cgroup import HostCgroups
+from vmruntime.sandboxes.container_vm import ContainerVmBackend
+from vmruntime.sandboxes.ledger import OwnedResources
+from vmruntime.store.database import Database
+from vmruntime.store.records import Facts, Ledger, PodRecords
+
+log = structlog.get_logger(__name__)
+
+
+async def serve(settings: Settings) -> None:
+    """Run the daemon until SIGTERM or SIGINT. Pods go on without it.
+
+    Raises:
+        VmruntimeError: It cannot start; the message names the cause and the remedy.
+    """
+    configure(settings.log)
+    paths = Paths(root=Path(settings.root), run=Path(settings.run))
+    _make_directories(paths)
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(signum, stopping.set)
+    with only_daemon(paths.lock):
+        async with contextlib.AsyncExitStack() as stack:
+            await _start(settings, paths, stack)
+            notify("READY=1")
+            log.info("ready", socket=str(_socket(settings, paths)))
+            await stopping.wait()
+            notify("STOPPING=1")
+            log.info("stopping; pods go on")
+
+
+async def _start(settings: Settings, paths: Paths, stack: contextlib.AsyncExitStack) -> None:
+    database = await Database.open(paths.database)
+    stack.push_async_callback(database.close)
+    clock = SystemClock()
+    images = await _images(settings, paths, database, clock)
+    network = NetworkService(paths, settings.network)
+    owned = OwnedResources(Ledger(database), HostCgroups.detect())
+
+    async def release_network(resource: Resource) -> None:
+        await network.teardown(resource.key)
+
+    owned.add_releaser(ResourceKind.NETWORK, release_network)
+    hypervisor = await _hypervisor(settings, paths, owned, Facts(database))
+    backend = ContainerVmBackend(hypervisor, owned, paths, settings, _host_memory_mib())
+    context = Context(
+        registry=Registry(PodRecords(database), clock),
+        owned=owned,
+        backends={SandboxKind.CONTAINER: backend},
+        network=network,
+        images=images,
+        clock=clock,
+        new_id=new_id,
+        paths=paths,
+        load_profile=load_profile,
+    )
+    images.in_use = lambda: {
+        layer for container in context.registry.containers(hidden=True) for layer in container.layers
+    }
+    stack.push_async_callback(_let_go, context)
+    await recover(context)
+    server = CriServer(
+        pods=PodService(context),
+        images=images,
+        conditions=DaemonConditions(settings, network, hypervisor),
+        settings=settings,
+        kinds=frozenset(context.backends),
+        socket=_socket(settings, paths),
+    )
+    await server.start()
+    stack.push_async_callback(server.stop)
+
+
+async def _let_go(context: Context) -> None:
+    """Stop watching; the VMs go on and the next daemon adopts them."""
+    await context.scope.close()
+    for live in list(context.live.values()):
+        await live.scope.close()
+        await live.running.close()
+
+
+async def _hypervisor(settings: Settings, paths: Paths, owned: OwnedResources, facts: Facts) -> QemuHypervisor:
+    """Find out what this host can do and return the driver that fits it."""
+    wanted = settings.hypervisor
+    architecture = host_architecture()
+    qemu = find_qemu(wanted.qemu, architecture)
+    transport = choose_transport(wanted.vsock, wanted.vhost_device_vsock)
+    program = find_program(wanted.vhost_device_vsock) if transport is VsockTransport.VHOST_USER else ""
+    drop_privileges(wanted.user)  # refuse to start rather than fail at the first pod
+
+    def driver(accelerator: Accelerator) -> QemuHypervisor:
+        return QemuHypervisor(
+            qemu=qemu,
+            architecture=architecture,
+            accelerator=accelerator,
+            transport=transport,
+            vsock_program=program,
+            user=wanted.user,
+        )
+
+    def trial() -> ContainerVmBackend:
+        impatient = msgspec.structs.replace(wanted, boot_timeout=PROOF_SECONDS)
+        trial_settings = msgspec.structs.replace(settings, hypervisor=impatient)
+        return ContainerVmBackend(driver(Accelerator.KVM), owned, paths, trial_settings, _host_memory_mib())
+
+    kernel = settings.guest_directory / "vmlinuz"
+    return driver(await choose_accelerator(wanted.accelerator, qemu, kernel, facts, trial, new_id()))
+
+
+async def _images(settings: Settings, paths: Paths, database: Database, clock: SystemClock) -> ImageService:
+    service = ImageService(paths, database, settings.images, clock)
+    await service.load()
+    return service
+
+
+def _make_directories(paths: Paths) -> None:
+    """Make the two roots. VMs' helpers run unprivileged and must pass through RUN; nothing else is open to them.
+
+    Raises:
+        FailedPrecondition: A directory cannot be made.
+    """
+    wanted = {paths.root: 0o700, paths.run: 0o711, paths.sandboxes: 0o711, paths.run / "logs": 0o700, paths.pods: 0o700}
+    for directory, mode in wanted.items():
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            directory.chmod(mode)
+        except OSError as error:
+            raise FailedPrecondition(
+                f"the directory {directory} cannot be made: {error.strerror}", remedy="run the daemon as root"
+            ) from error
+
+
+def _host_memory_mib() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 1024**2
+
+
+def _socket(settings: Settings, paths: Paths) -> Path:
+    return Path(settings.socket) if settings.socket else paths.socket
