@@ -4,6 +4,8 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 
+use tokio::io::unix::AsyncFd;
+
 /// An exit status as `wait` gives it. Real-time signals pass through, which nix's enum cannot carry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ExitStatus(i32);
@@ -65,6 +67,15 @@ pub fn set_window_size(terminal: impl AsFd, columns: u16, rows: u16) -> io::Resu
 pub fn own_received(descriptor: RawFd) -> OwnedFd {
     // SAFETY: the kernel made it for this process with that message; nobody else knows its number.
     unsafe { OwnedFd::from_raw_fd(descriptor) }
+}
+
+/// Lets the event loop watch a descriptor.
+///
+/// # Errors
+/// When it cannot be polled, as a file cannot.
+pub fn pollable(descriptor: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: an OwnedFd keeps its number and stays open as long as it lives, which the AsyncFd makes sure of.
+    unsafe { AsyncFd::register(descriptor) }.map_err(io::Error::from)
 }
 
 fn check(result: i32) -> io::Result<()> {

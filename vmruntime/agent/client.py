@@ -32,6 +32,8 @@ PROTOCOL = 1
 CALL_TIMEOUT = 60.0
 EXEC_SLACK = 20.0
 CHANNEL_OPTIONS = [
+    # grpc would send the percent-coded socket path, which HTTP/2 servers other than its own refuse as malformed.
+    ("grpc.default_authority", "localhost"),
     ("grpc.initial_reconnect_backoff_ms", 50),
     ("grpc.min_reconnect_backoff_ms", 50),
     ("grpc.max_reconnect_backoff_ms", 1000),

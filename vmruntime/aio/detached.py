@@ -89,6 +89,7 @@ class DetachedProcess:
             child.stdin.write(b"go\n")
         except BaseException:
             child.kill()
+            child.wait()  # at once: it is ours and was only waiting for the line
             raise
         finally:
             with contextlib.suppress(BrokenPipeError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import signal
 import time
 import uuid
 from pathlib import Path
@@ -62,12 +63,20 @@ async def _unpack(blob: Path, diff_id: str, root: Path, limit: int) -> int:
     checked = CheckedTar(blob, diff_id, limit)
     # A sparse member can be any size with a few bytes of tar; no file may be larger than the layer.
     argv = ["prlimit", f"--fsize={limit}", "tar", "--extract", "--file=-", f"--directory={root}"]
-    argv += ["--numeric-owner", "--same-owner", "--same-permissions", "--xattrs", "--no-acls", "--no-selinux"]
+    argv += [
+        "--numeric-owner",
+        "--same-owner",
+        "--same-permissions",
+        "--delay-directory-restore",
+        "--xattrs",
+        "--no-acls",
+        "--no-selinux",
+    ]
     # trusted.overlay.* in a layer would steer the guest's overlayfs (redirects, metadata-only copies).
     argv += ["--xattrs-include=user.*", "--xattrs-include=security.capability", "--warning=no-unknown-keyword"]
     done = await pipeline.feed(argv, lambda: iter(checked), env=_ENVIRONMENT)
     if done.returncode != 0 and checked.size > 0:
-        raise _tar_error(done.stderr, diff_id, root, checked.size)
+        raise _tar_error(done, diff_id, root, checked.size)
     return checked.size
 
 
@@ -95,12 +104,12 @@ def _settle(root: Path, image: Path) -> None:
     shutil.rmtree(root)
 
 
-def _tar_error(stderr: str, diff_id: str, root: Path, size: int) -> VmruntimeError:
-    if "No space left" in stderr or "Disk quota exceeded" in stderr:
+def _tar_error(done: process.Completed, diff_id: str, root: Path, size: int) -> VmruntimeError:
+    if "No space left" in done.stderr or "Disk quota exceeded" in done.stderr:
         return _no_space(root.parent, size)
-    if "File too large" in stderr or "File size limit" in stderr:
+    if done.returncode == -signal.SIGXFSZ or "File too large" in done.stderr:
         return ResourceExhausted(f"layer {diff_id} has a file larger than images.max_layer_gib")
-    return BadImage(f"layer {diff_id} cannot be unpacked: {process.last_lines(stderr)}")
+    return BadImage(f"layer {diff_id} cannot be unpacked: {process.last_lines(done.stderr)}")
 
 
 def _disk_error(error: OSError, work: Path, blob: Path) -> VmruntimeError:

@@ -5,10 +5,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
-from secrets import token_hex
 
 import structlog
 
@@ -17,6 +15,7 @@ from vmruntime.aio.pipeline import in_thread
 from vmruntime.config.settings import ImageSettings
 from vmruntime.errors import DeadlineExceeded, Unavailable
 from vmruntime.images.platform import Platform
+from vmruntime.images.scratch import ScratchSpace
 from vmruntime.images.skopeo_errors import REGISTRY_UNAVAILABLE, translate
 
 log = structlog.get_logger()
@@ -125,23 +124,24 @@ class Session:
 async def session(
     settings: ImageSettings,
     platform: Platform,
-    directory: Path,
+    homes: ScratchSpace,
     auth_file: bytes,
     secrets: list[str],
     tls_verify: bool | None = None,
 ) -> AsyncIterator[Session]:
-    """Open a session; its directory is below `directory`, readable by this user alone, and removed afterwards.
+    """Open a session; its credentials are readable by this user alone and removed with its home at the end.
 
     Args:
-        directory: On a tmpfs, so that credentials never reach a disk.
+        settings: [images].
+        platform: What images have to be for.
+        homes: On a tmpfs, so that credentials never reach a disk.
         auth_file: containers-auth.json(5).
+        secrets: Texts that must not appear in errors.
+        tls_verify: None leaves it to registries.conf.
     """
-    home = directory / token_hex(8)
-    try:
-        await in_thread(lambda: _make_home(home, auth_file))
+    async with homes.directory() as home:
+        await in_thread(lambda: _write_private(home / "auth.json", auth_file))
         yield Session(settings, platform, home, secrets, tls_verify)
-    finally:
-        await in_thread(lambda: shutil.rmtree(home, ignore_errors=True))
 
 
 def policy_options(policy: str, host_policies: tuple[Path, ...] = _HOST_POLICIES) -> list[str]:
@@ -159,9 +159,7 @@ def _warn_once() -> None:
     log.warning("no signature policy on this host, images are accepted unsigned", looked_for=str(_HOST_POLICIES[0]))
 
 
-def _make_home(home: Path, auth_file: bytes) -> None:
-    home.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    home.mkdir(mode=0o700)
-    descriptor = os.open(home / "auth.json", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+def _write_private(path: Path, data: bytes) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with open(descriptor, "wb") as file:
-        file.write(auth_file)
+        file.write(data)

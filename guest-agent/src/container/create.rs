@@ -40,16 +40,16 @@ pub async fn create(agent: &Arc<Agent>, request: CreateContainerRequest) -> Resu
     let layers = agent.layers.acquire(&serials).await?;
     phases.mark("layers");
     let made = assemble(agent, &request, &mut spec, &layers, &pid_namespace, &mut phases).await;
-    let (identity, pid) = match made {
-        Ok(made) => made,
+    let (identity, made) = match made {
+        Ok(both) => both,
         Err(error) => {
             discard(agent, &request.id, &serials).await;
             return Err(error);
         }
     };
     let Identity { uid, gid, groups, .. } = identity;
-    enroll(agent, &request, spec, serials, pid);
-    let pid = u32::try_from(pid.number).unwrap_or_default();
+    let pid = u32::try_from(made.number).unwrap_or_default();
+    enroll(agent, &request, spec, serials, made);
     Ok(CreateContainerResponse { pid, uid, gid, groups, phases: phases.into_vec() })
 }
 

@@ -68,12 +68,12 @@ pub async fn start(agent: &Agent, container: &Container, start: &ExecStart) -> s
     let description = agent.temporary_path("process.json");
     let process = process(&container.process, start).to_string();
     fs::write(&description, process).context(|| format!("write {}", description.display()))?;
-    let launch = |console, stdio| Launch {
+    let launch = Launch {
         id: &container.id,
         description: &description,
         program: start.args.first().map_or("", String::as_str),
-        console,
-        stdio,
+        console: None,
+        stdio: Stdio::default(),
     };
     let session = if start.tty {
         start_on_terminal(agent, start, launch).await
@@ -84,16 +84,14 @@ pub async fn start(agent: &Agent, container: &Container, start: &ExecStart) -> s
     session
 }
 
-async fn start_on_terminal<'a>(
+async fn start_on_terminal(
     agent: &Agent,
     start: &ExecStart,
-    launch: impl Fn(Option<&'a std::path::Path>, Stdio) -> Launch<'a>,
+    launch: Launch<'_>,
 ) -> std::result::Result<Session, Refusal> {
-    let socket_path = agent.console_socket_path();
-    let socket = ConsoleSocket::bind(socket_path.clone())?;
-    let mut request = launch(None, Stdio::default());
-    request.console = Some(&socket_path);
-    let pid = agent.runtime.exec(request).await.map_err(Refusal::Program)?;
+    let socket = ConsoleSocket::bind(agent.console_socket_path())?;
+    let launch = Launch { console: Some(socket.path()), ..launch };
+    let pid = agent.runtime.exec(launch).await.map_err(Refusal::Program)?;
     let exit = agent.reaper.watch(pid);
     let terminal = socket.receive().await?;
     if let Some(size) = &start.size {
@@ -104,10 +102,10 @@ async fn start_on_terminal<'a>(
     Ok(Session { exit, pid, input: Input::Terminal(terminal), outputs })
 }
 
-async fn start_on_pipes<'a>(
+async fn start_on_pipes(
     agent: &Agent,
     start: &ExecStart,
-    launch: impl Fn(Option<&'a std::path::Path>, Stdio) -> Launch<'a>,
+    launch: Launch<'_>,
 ) -> std::result::Result<Session, Refusal> {
     let what = || "make a pipe";
     let (stdout, give_stdout) = pipe().context(what)?;
@@ -119,7 +117,7 @@ async fn start_on_pipes<'a>(
         stdio.stdin = Some(give_stdin);
         input = Input::Pipe(AsyncFile::new(stdin).context(what)?);
     }
-    let pid = agent.runtime.exec(launch(None, stdio)).await.map_err(Refusal::Program)?;
+    let pid = agent.runtime.exec(Launch { stdio, ..launch }).await.map_err(Refusal::Program)?;
     let exit = agent.reaper.watch(pid);
     let open = |end| AsyncFile::new(end).map(Arc::new).context(what);
     let outputs: Vec<(_, Wrap)> = vec![(open(stdout)?, Message::Stdout), (open(stderr)?, Message::Stderr)];

@@ -40,7 +40,7 @@ fn modes() -> &'static [RebootMode] {
 }
 
 /// Takes the writable disk out of use, so that its file system is clean for whoever looks at it later.
-pub fn detach(path: &Path) {
+pub fn detach_scratch(path: &Path) {
     if umount2(path, MntFlags::empty()).is_ok() {
         return;
     }

@@ -8,6 +8,8 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::unistd::{pipe2, read, write};
 use tokio::io::unix::AsyncFd;
 
+use crate::sys;
+
 /// One end of a pipe, or a terminal's master side. Reading and writing need only a shared reference, so that a
 /// terminal can do both at once.
 #[derive(Debug)]
@@ -19,7 +21,7 @@ impl AsyncFile {
     pub fn new(fd: OwnedFd) -> io::Result<Self> {
         let flags = OFlag::from_bits_retain(fcntl(&fd, FcntlArg::F_GETFL)?);
         fcntl(&fd, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
-        Ok(Self(AsyncFd::new(fd)?))
+        Ok(Self(sys::pollable(fd)?))
     }
 
     /// Reads what is there, at least one byte; 0 is the end.

@@ -22,7 +22,7 @@ const PARKED: &str = "vmr-parked";
 
 pub struct Netlink {
     handle: Handle,
-    changes: std::pin::Pin<Box<dyn futures_util::Stream<Item = ()> + Send>>,
+    changes: std::pin::Pin<Box<dyn futures_util::Stream<Item = ()> + Send + Sync>>,
     connection: JoinHandle<()>,
 }
 

@@ -8,6 +8,8 @@ use nix::sys::socket::{
 };
 use tokio::io::unix::AsyncFd;
 
+use crate::sys;
+
 /// The kernel's own multicast group; group 2 is udev's.
 const KERNEL_GROUP: u32 = 1;
 
@@ -21,7 +23,7 @@ impl Uevents {
         let socket =
             socket(AddressFamily::Netlink, SockType::Datagram, flags, SockProtocol::NetlinkKObjectUEvent)?;
         bind(socket.as_raw_fd(), &NetlinkAddr::new(0, KERNEL_GROUP))?;
-        Ok(Self(AsyncFd::new(socket)?))
+        Ok(Self(sys::pollable(socket)?))
     }
 
     /// Waits until a block device has been added or has changed.

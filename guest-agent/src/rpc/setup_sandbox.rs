@@ -1,0 +1,97 @@
+use std::fs::OpenOptions;
+use std::sync::Arc;
+
+use nix::sys::time::TimeSpec;
+use nix::time::{ClockId, clock_settime};
+
+use crate::agent::Agent;
+use crate::clock::Phases;
+use crate::container::pod_init;
+use crate::error::{AgentError, Context, Result};
+use crate::network::{self, files, sysctl};
+use crate::proto::{Phase, SetupSandboxRequest, SetupSandboxResponse};
+use crate::sandbox::Progress;
+use crate::storage::scratch;
+use crate::{sys, validate};
+
+/// A sane amount; the pool itself is smaller.
+const MOST_ENTROPY: usize = 4096;
+
+pub async fn call(agent: Arc<Agent>, request: SetupSandboxRequest) -> Result<SetupSandboxResponse> {
+    validate::id("sandbox id", &request.sandbox_id)?;
+    let mut progress = agent.sandbox.setup.lock().await;
+    let present = agent.sandbox.id();
+    if present == request.sandbox_id {
+        return Ok(SetupSandboxResponse::default());
+    }
+    if !present.is_empty() {
+        let text = format!("this agent serves sandbox {present:?} already");
+        return Err(AgentError::FailedPrecondition(text));
+    }
+    let mut phases = Phases::start();
+    if agent.in_vm() {
+        set_machine(&request)?;
+        phases.mark("machine");
+    }
+    let (storage, network) = tokio::join!(storage(&agent, &request, &mut progress), network(&agent, &request));
+    phases.extend(storage?);
+    phases.extend(network?);
+    if agent.in_vm() {
+        // After the interfaces are there, since each has parameters of its own.
+        sysctl::apply(&request.sysctls)?;
+        phases.mark("sysctls");
+    }
+    if request.shared_pid_namespace && progress.pod_init.is_none() {
+        progress.pod_init = Some(pod_init::start(&agent.reaper).await?);
+        phases.mark("pid_namespace");
+    }
+    agent.sandbox.set_ready(&request.sandbox_id, progress.pod_init);
+    Ok(SetupSandboxResponse { phases: phases.into_vec() })
+}
+
+fn set_machine(request: &SetupSandboxRequest) -> Result<()> {
+    if request.time_unix_ns != 0 {
+        let second = 1_000_000_000;
+        let time = TimeSpec::new(request.time_unix_ns.div_euclid(second), request.time_unix_ns.rem_euclid(second));
+        clock_settime(ClockId::CLOCK_REALTIME, time).context(|| "set the clock")?;
+    }
+    if request.entropy.len() > MOST_ENTROPY {
+        return Err(AgentError::InvalidArgument(format!("more than {MOST_ENTROPY} bytes of entropy")));
+    }
+    if !request.entropy.is_empty() {
+        let pool = OpenOptions::new().write(true).open("/dev/random").context(|| "open /dev/random")?;
+        sys::add_entropy(pool, &request.entropy).context(|| "add entropy")?;
+    }
+    if !request.hostname.is_empty() {
+        nix::unistd::sethostname(&request.hostname).context(|| format!("set the hostname {:?}", request.hostname))?;
+    }
+    Ok(())
+}
+
+async fn storage(agent: &Agent, request: &SetupSandboxRequest, progress: &mut Progress) -> Result<Vec<Phase>> {
+    let mut phases = Phases::start();
+    let (paths, mounter) = (&agent.config.paths, agent.mounter.as_ref());
+    if !progress.shm {
+        scratch::mount_shm(paths, request.shm_size_bytes, mounter)?;
+        progress.shm = true;
+        phases.mark("shm");
+    }
+    if !progress.scratch {
+        scratch::mount_disk(paths, &request.scratch_serial, mounter).await?;
+        progress.scratch = true;
+        phases.mark("scratch");
+    }
+    Ok(phases.into_vec())
+}
+
+async fn network(agent: &Agent, request: &SetupSandboxRequest) -> Result<Vec<Phase>> {
+    let mut phases = Phases::start();
+    let dns = request.dns.clone().unwrap_or_default();
+    files::write(&agent.config.paths, &request.hostname, &dns, &request.interfaces)?;
+    phases.mark("files");
+    if agent.in_vm() {
+        network::configure(&request.interfaces, &request.routes).await?;
+        phases.mark("network");
+    }
+    Ok(phases.into_vec())
+}

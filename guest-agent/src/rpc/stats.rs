@@ -1,0 +1,84 @@
+use std::fs;
+use std::sync::{Arc, PoisonError};
+
+use crate::agent::Agent;
+use crate::clock;
+use crate::container::Container;
+use crate::error::Result;
+use crate::network::counters;
+use crate::proto::{ContainerStats, StatsRequest, StatsResponse};
+use crate::storage::usage::{self, Cached, Usage};
+use crate::validate;
+
+pub async fn call(agent: &Agent, request: &StatsRequest) -> Result<StatsResponse> {
+    let wanted = wanted(agent, &request.container_ids)?;
+    let mut containers = Vec::with_capacity(wanted.len());
+    for container in &wanted {
+        containers.push(of_container(agent, container).await);
+    }
+    let (guest_memory_total_bytes, guest_memory_available_bytes) = memory();
+    let (scratch_total_bytes, scratch_used_bytes) =
+        usage::file_system(&agent.config.paths.scratch()).unwrap_or_default();
+    Ok(StatsResponse {
+        time_unix_ns: clock::unix_ns(),
+        containers,
+        guest_memory_total_bytes,
+        guest_memory_available_bytes,
+        network: counters::read(),
+        scratch_total_bytes,
+        scratch_used_bytes,
+    })
+}
+
+fn wanted(agent: &Agent, ids: &[String]) -> Result<Vec<Arc<Container>>> {
+    if ids.is_empty() {
+        return Ok(agent.registry.all());
+    }
+    ids.iter()
+        .map(|id| {
+            validate::id("container id", id)?;
+            agent.registry.get(id)
+        })
+        .collect()
+}
+
+async fn of_container(agent: &Agent, container: &Container) -> ContainerStats {
+    let numbers = container.cgroup.numbers();
+    let usage = writable_layer(agent, container).await;
+    ContainerStats {
+        id: container.id.clone(),
+        cpu_usage_ns: numbers.cpu_usage_ns,
+        memory_usage_bytes: numbers.memory,
+        memory_working_set_bytes: numbers.working_set,
+        memory_rss_bytes: numbers.anonymous,
+        memory_page_faults: numbers.page_faults,
+        memory_major_page_faults: numbers.major_page_faults,
+        memory_limit_bytes: numbers.memory_limit,
+        swap_usage_bytes: numbers.swap,
+        pids: numbers.pids,
+        writable_layer_bytes: usage.bytes,
+        writable_layer_inodes: usage.inodes,
+    }
+}
+
+async fn writable_layer(agent: &Agent, container: &Container) -> Usage {
+    let cached = *container.usage.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(usage) = cached.fresh() {
+        return usage;
+    }
+    let upper = agent.config.paths.writable(&container.id).join("upper");
+    let usage = tokio::task::spawn_blocking(move || usage::walk(&upper)).await.unwrap_or_default();
+    *container.usage.lock().unwrap_or_else(PoisonError::into_inner) = Cached::now(usage);
+    usage
+}
+
+/// (total, available) bytes of memory.
+fn memory() -> (u64, u64) {
+    let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let field = |name: &str| {
+        let line = text.lines().find_map(|line| line.strip_prefix(name))?;
+        let kilobytes: u64 = line.trim().trim_end_matches(" kB").parse().ok()?;
+        Some(kilobytes * 1024)
+    };
+    (field("MemTotal:").unwrap_or_default(), field("MemAvailable:").unwrap_or_default())
+}

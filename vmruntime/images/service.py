@@ -1,0 +1,301 @@
+"""Pulled images and their layers: what CRI's image service and the making of containers ask for."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections.abc import Callable, Iterable
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from secrets import token_hex
+
+import msgspec
+import structlog
+
+from vmruntime.clock import Clock
+from vmruntime.config.settings import ImageSettings
+from vmruntime.images import archive as archives
+from vmruntime.images import reference as references
+from vmruntime.images.auth import auth_file, secrets_of
+from vmruntime.images.catalog import Catalog
+from vmruntime.images.layers import LayerStore
+from vmruntime.images.platform import Platform, host_platform
+from vmruntime.images.progress import Phase, PullProgress, Report
+from vmruntime.images.pull import Pull, Pulled
+from vmruntime.images.reference import Reference
+from vmruntime.images.scratch import ScratchSpace
+from vmruntime.images.shared import SharedWork
+from vmruntime.images.skopeo import Session, session
+from vmruntime.model.image import Image, Layer, RegistryAuth
+from vmruntime.paths import Paths
+from vmruntime.store.database import Database
+from vmruntime.store.image_records import ImageRecords
+
+log = structlog.get_logger()
+
+_GIB = 1024**3
+
+
+@dataclasses.dataclass(frozen=True)
+class FsUsage:
+    """What images take (CRI's FilesystemUsage).
+
+    Attributes:
+        mountpoint: A directory on the file system the layers are on.
+        used_bytes, used_inodes: Of the layers alone.
+    """
+
+    mountpoint: Path
+    used_bytes: int
+    used_inodes: int
+
+
+@dataclasses.dataclass(frozen=True)
+class _Job:
+    """What makes two pulls the same: the name, and whose credentials and whose trust."""
+
+    reference: Reference
+    auth: RegistryAuth | None
+    tls_verify: bool | None
+
+
+class ImageService:
+    """The images of this host.
+
+    Reads answer from memory; changes are in the store before they are visible. `load` comes first.
+    """
+
+    def __init__(
+        self,
+        paths: Paths,
+        database: Database,
+        settings: ImageSettings,
+        clock: Clock,
+        *,
+        group_id: int | None = None,
+        in_use: Callable[[], set[str]] = set,
+        platform: Platform | None = None,
+        max_layer_bytes: int | None = None,
+    ) -> None:
+        """Read nothing yet.
+
+        Args:
+            paths: Where layers are and are made.
+            database: Open.
+            settings: [images].
+            clock: For times of pull and use, and for stalls.
+            group_id: The group hypervisors run in, which may read layers; None: root's alone.
+            in_use: Returns the diffIDs of layers that containers run on; these stay when their image goes.
+            platform: What images have to be for; None: this host's.
+            max_layer_bytes: In place of settings.max_layer_gib.
+        """
+        self._paths = paths
+        self._settings = settings
+        self._clock = clock
+        self._in_use = in_use
+        self._platform = platform or host_platform()
+        self._records = ImageRecords(database)
+        self._incoming = ScratchSpace(paths.incoming)
+        self._sessions = ScratchSpace(paths.run / "pulls")
+        limit = max_layer_bytes or settings.max_layer_gib * _GIB
+        self._layers = LayerStore(paths.layers, self._incoming, self._records, limit=limit, group_id=group_id)
+        self._catalog = Catalog()
+        self._pulls: SharedWork[_Job, Image] = SharedWork()
+        self._reports: dict[_Job, list[Report]] = {}
+        # Held from reading the catalog to changing it, so that two pulls do not both take a name.
+        self._changing = asyncio.Lock()
+        self._pinned = {str(references.parse(name)) for name in settings.pinned}
+
+    async def load(self) -> None:
+        """Read the store; an image that has lost a layer's file is forgotten, so that it is pulled again."""
+        images, layers = await self._records.load()
+        await self._layers.load(layers)
+        whole = [image for image in images if all(self._layers.get(layer.diff_id) for layer in image.layers)]
+        kept = {image.id for image in whole}
+        if broken := [image for image in images if image.id not in kept]:
+            log.warning("images with missing layers are forgotten", images=[image.id for image in broken])
+            await self._records.delete_images(image.id for image in broken)
+        self._catalog = Catalog(self._with_pin(image) for image in whole)
+
+    async def pull(
+        self,
+        reference: str,
+        auth: RegistryAuth | None = None,
+        progress: Report | None = None,
+        *,
+        tls_verify: bool | None = None,
+    ) -> Image:
+        """Pull an image, or bring its name up to date; layers that are here are not fetched again.
+
+        Calls for the same name with the same credentials share one pull, which ends when all of them are
+        cancelled and then leaves nothing behind.
+
+        Args:
+            reference: As people write it; see vmruntime.images.reference.
+            auth: Credentials for this pull alone. Without them the pull is anonymous: those an administrator
+                keeps on the host are not used.
+            progress: Called in the event loop whenever the pull gets further; must not raise.
+            tls_verify: False accepts any certificate and plain HTTP; None leaves it to registries.conf.
+
+        Raises:
+            InvalidArgument: The reference or the credentials are malformed.
+            NotFound: The registry has no such image, or none for this platform.
+            PermissionDenied: The registry or the signature policy refuses.
+            Unavailable: The registry does not answer, or stopped answering.
+            FailedPrecondition: The image is corrupt or cannot run here.
+            ResourceExhausted: The disk is full, or a layer is larger than images.max_layer_gib.
+        """
+        name = references.parse(reference)
+        job = _Job(name, auth, tls_verify)
+        credentials = auth_file(auth, name.domain)  # refuses bad credentials before any work
+        listeners = self._reports.setdefault(job, [])
+        if progress is not None:
+            listeners.append(progress)
+        try:
+            return await self._pulls.join(job, lambda: self._pull(job, credentials))
+        finally:
+            if progress is not None:
+                listeners.remove(progress)
+            if not listeners and self._reports.get(job) is listeners:
+                del self._reports[job]
+
+    async def import_archive(self, source: str, names: Iterable[str] = ()) -> list[Image]:
+        """Take in an image from a file or directory on this host.
+
+        Args:
+            source: oci:DIR[:REF], oci-archive:FILE[:REF] or docker-archive:FILE[:REF]; absolute paths.
+            names: What to call it; default: REF.
+
+        Raises:
+            InvalidArgument: `source` or a name is malformed, or there is no name.
+            VmruntimeError: As for `pull`.
+        """
+        archive = archives.parse(source)
+        tags = [str(name) for name in archive.names(list(names))]
+        owner = f"import {token_hex(8)}"
+        try:
+            async with self._incoming.directory() as work, self._session(auth_file(None, ""), []) as skopeo:
+                pulled = await self._job(skopeo, owner).from_archive(source, work)
+            return [await self._record(pulled, tags, [])]
+        finally:
+            self._layers.release(owner)
+
+    def status(self, reference: str) -> Image | None:
+        """Return the image of a name, a digest, or a full or short id; None when there is none.
+
+        Raises:
+            InvalidArgument: It is none of these, or a short id of several images.
+        """
+        return self._catalog.find(reference)
+
+    def list(self) -> List[Image]:
+        """Return all images, the oldest first."""
+        return self._catalog.all()
+
+    async def remove(self, reference: str) -> None:
+        """Remove an image with all its names, by whichever of them or by its id; success when there is none.
+
+        This is CRI's RemoveImage. Layers that nothing else needs are freed; those that containers run on stay
+        until `sweep`.
+        """
+        async with self._changing:
+            image = self._catalog.find(reference)
+            if image is None:
+                return
+            await self._records.delete_images([image.id])
+            self._catalog.drop([image.id])
+        log.info("image removed", image=image.id, names=image.repo_tags)
+        await self._layers.collect(self._needed)
+
+    async def sweep(self) -> None:
+        """Free what nothing needs: layers, and what interrupted pulls left behind.
+
+        To be called when the daemon has started, with running containers known, and after a container is removed.
+        """
+        await self._incoming.sweep()
+        await self._sessions.sweep()
+        await self._layers.sweep()
+        await self._layers.collect(self._needed)
+
+    async def touch(self, image_id: str) -> None:
+        """Note that a container has been made from an image; unknown: success."""
+        async with self._changing:
+            image = self._catalog.get(image_id)
+            if image is None:
+                return
+            used = msgspec.structs.replace(image, last_used_at=self._clock.now_ns())
+            await self._records.put_images([used])
+            self._catalog.put([used])
+
+    def hold(self, layers: Iterable[Layer], owner: str) -> None:
+        """Keep layers on disk until the owner releases them; for the time before `in_use` knows of them."""
+        self._layers.hold(owner, (layer.diff_id for layer in layers))
+
+    def release(self, owner: str) -> None:
+        """End an owner's holds; success when it has none."""
+        self._layers.release(owner)
+
+    def layer_path(self, layer: Layer) -> Path:
+        """Return where a layer's EROFS image is."""
+        return self._layers.path(layer.diff_id)
+
+    def fs_usage(self) -> FsUsage:
+        """Return what layers take on disk."""
+        used_bytes, used_inodes = self._layers.usage()
+        return FsUsage(self._paths.layers, used_bytes, used_inodes)
+
+    async def _pull(self, job: _Job, credentials: bytes) -> Image:
+        owner = f"pull {token_hex(8)}"
+        started = self._clock.monotonic()
+        name = job.reference
+        try:
+            async with (
+                self._incoming.directory() as work,
+                self._session(credentials, secrets_of(job.auth), job.tls_verify) as skopeo,
+            ):
+                pulled = await self._job(skopeo, owner).from_registry(name, work, lambda p: self._tell(job, p))
+            tags = [] if name.digest else [str(name)]
+            image = await self._record(pulled, tags, [name.with_digest(pulled.digest)])
+        finally:
+            self._layers.release(owner)
+        self._tell(job, PullProgress(reference=str(name), phase=Phase.DONE))
+        log.info(
+            "image pulled", image=image.id, reference=str(name), seconds=round(self._clock.monotonic() - started, 3)
+        )
+        return image
+
+    def _session(
+        self, credentials: bytes, secrets: list[str], tls_verify: bool | None = None
+    ) -> AbstractAsyncContextManager[Session]:
+        return session(self._settings, self._platform, self._sessions, credentials, secrets, tls_verify)
+
+    def _job(self, skopeo: Session, owner: str) -> Pull:
+        stall = self._settings.pull_timeout
+        return Pull(skopeo, self._layers, self._platform, self._clock, owner=owner, stall=stall)
+
+    async def _record(self, pulled: Pulled, tags: list[str], digests: list[str]) -> Image:
+        image = Image(
+            id=pulled.id,
+            repo_tags=tags,
+            repo_digests=digests,
+            layers=pulled.layers,
+            config=pulled.config,
+            size=sum(layer.size for layer in pulled.layers),
+            created_at=self._clock.now_ns(),
+        )
+        async with self._changing:
+            changed = [self._with_pin(each) for each in self._catalog.with_image(image)]
+            await self._records.put_images(changed)
+            self._catalog.put(changed)
+        return changed[-1]
+
+    def _with_pin(self, image: Image) -> Image:
+        pinned = not self._pinned.isdisjoint([*image.repo_tags, *image.repo_digests])
+        return msgspec.structs.replace(image, pinned=pinned)
+
+    def _needed(self) -> set[str]:
+        return self._catalog.layers_in_use() | self._in_use()
+
+    def _tell(self, job: _Job, progress: PullProgress) -> None:
+        for report in tuple(self._reports.get(job, ())):
+            report(progress)
