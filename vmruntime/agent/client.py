@@ -242,8 +242,12 @@ class _OutputStream:
             yield record
 
     async def acknowledge(self, seq: int) -> None:
-        """Tell the agent that everything up to `seq` may be forgotten."""
-        await self._client._call(self._stream.write(agent_pb2.ReadOutputRequest(after_seq=seq)))
+        """Tell the agent that everything up to `seq` may be forgotten.
+
+        Never fails: a stream that has ended takes no acknowledgements, and why it ended is the reader's to tell.
+        """
+        with contextlib.suppress(AgentError):
+            await self._client._call(self._stream.write(agent_pb2.ReadOutputRequest(after_seq=seq)))
 
 
 def translate(error: grpc.aio.AioRpcError) -> AgentError:

@@ -51,9 +51,8 @@ class DetachedProcess:
         identity: Its pid and start time.
     """
 
-    def __init__(self, identity: ProcessIdentity, child: subprocess.Popen[bytes] | None = None) -> None:
+    def __init__(self, identity: ProcessIdentity) -> None:
         self.identity = identity
-        self._child = child  # kept to reap it; None after a restart, when init does that
 
     @classmethod
     async def spawn(
@@ -82,11 +81,14 @@ class DetachedProcess:
         assert child.stdin is not None
         started = start_time(child.pid)
         if started is None:
+            child.wait()
             raise Internal(f"{argv[0]} could not be started; see {log}")
-        process = cls(ProcessIdentity(pid=child.pid, start_time=started), child)
+        process = cls(ProcessIdentity(pid=child.pid, start_time=started))
         try:
             await record(process.identity)
-            child.stdin.write(b"go\n")
+            with contextlib.suppress(BrokenPipeError):
+                child.stdin.write(b"go\n")
+                child.stdin.flush()
         except BaseException:
             child.kill()
             child.wait()  # at once: it is ours and was only waiting for the line
@@ -94,8 +96,9 @@ class DetachedProcess:
         finally:
             with contextlib.suppress(BrokenPipeError):
                 child.stdin.close()
-            if child.poll() is None and not process.alive:
-                child.wait()
+        # From here on the process is known by its identity alone, like one of an earlier daemon; _reap() collects it.
+        # Popen would complain that it was left alone, which is the point of it.
+        child.returncode = 0
         return process
 
     @property
@@ -141,7 +144,12 @@ class DetachedProcess:
         await self.wait()
 
     def _reap(self) -> int | None:
-        return None if self._child is None else self._child.wait()
+        """Collect the exit status, if it is our child's and nobody has; init collects those of an earlier daemon's."""
+        try:
+            pid, status = os.waitpid(self.identity.pid, os.WNOHANG)
+        except ChildProcessError:
+            return None
+        return os.waitstatus_to_exitcode(status) if pid else None
 
 
 def drop_privileges(user: str) -> list[str]:

@@ -8,7 +8,7 @@ import fcntl
 import os
 import subprocess
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -123,7 +123,7 @@ def _write(descriptor: int, chunk: bytes) -> bool:
     return True
 
 
-def _generator(chunks: Iterator[bytes]) -> Iterator[bytes]:
+def _generator(chunks: Iterator[bytes]) -> Generator[bytes, None, None]:
     """Make sure that there is something to close."""
     yield from chunks
 

@@ -50,7 +50,10 @@ class Catalog:
         return {layer.diff_id for image in self._images.values() for layer in image.layers}
 
     def with_image(self, image: Image) -> list[Image]:
-        """Return what changes when an image is added: itself, with the names of its former self, and those that lose names to it."""
+        """Return what changes when an image is added.
+
+        That is first the images that lose a name to it, then itself, with the names it had before.
+        """
         before = self._images.get(image.id)
         if before is not None:
             image = msgspec.structs.replace(

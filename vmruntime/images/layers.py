@@ -117,7 +117,7 @@ class LayerStore:
             for layer in doomed:
                 del self._layers[layer.diff_id]
             await self._records.delete_layers(layer.diff_id for layer in doomed)
-            await in_thread(lambda: [self.path(layer.diff_id).unlink(missing_ok=True) for layer in doomed])
+            await in_thread(lambda: _unlink([self.path(layer.diff_id) for layer in doomed]))
         freed = sum(layer.size for layer in doomed)
         log.info("layers removed", count=len(doomed), bytes=freed)
         return freed
@@ -166,6 +166,11 @@ class LayerStore:
         for path in self._directory.iterdir():
             if path.name not in known:
                 path.unlink()
+
+
+def _unlink(paths: Iterable[Path]) -> None:
+    for path in paths:
+        path.unlink(missing_ok=True)
 
 
 def _size(path: Path) -> int:

@@ -70,6 +70,10 @@ class Pull:
         """Do nothing yet.
 
         Args:
+            session: To skopeo, with the pull's credentials.
+            layers: Where layers are kept.
+            platform: What the image has to be for.
+            clock: Against which a stall is measured.
             owner: Under which layers are held.
             stall: Seconds without a byte arriving after which the pull fails.
         """

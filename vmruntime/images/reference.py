@@ -88,7 +88,7 @@ def _split_tag(name: str) -> tuple[str, str | None]:
 
 
 def _split_domain(name: str) -> tuple[str, str]:
-    """The first component is a domain when it cannot be a repository: it has a dot, a colon, a capital, or is localhost."""
+    """The first component is a domain when no repository begins so: with a dot, a colon, a capital, or localhost."""
     first, slash, rest = name.partition("/")
     looks_like_host = "." in first or ":" in first or first == "localhost" or first != first.lower()
     domain, path = (first, rest) if slash and looks_like_host else (DEFAULT_DOMAIN, name)

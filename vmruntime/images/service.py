@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from secrets import token_hex
@@ -188,7 +188,7 @@ class ImageService:
         """
         return self._catalog.find(reference)
 
-    def list(self) -> List[Image]:
+    def list(self) -> list[Image]:
         """Return all images, the oldest first."""
         return self._catalog.all()
 
@@ -265,7 +265,7 @@ class ImageService:
         return image
 
     def _session(
-        self, credentials: bytes, secrets: list[str], tls_verify: bool | None = None
+        self, credentials: bytes, secrets: Sequence[str], tls_verify: bool | None = None
     ) -> AbstractAsyncContextManager[Session]:
         return session(self._settings, self._platform, self._sessions, credentials, secrets, tls_verify)
 
@@ -273,11 +273,11 @@ class ImageService:
         stall = self._settings.pull_timeout
         return Pull(skopeo, self._layers, self._platform, self._clock, owner=owner, stall=stall)
 
-    async def _record(self, pulled: Pulled, tags: list[str], digests: list[str]) -> Image:
+    async def _record(self, pulled: Pulled, tags: Sequence[str], digests: Sequence[str]) -> Image:
         image = Image(
             id=pulled.id,
-            repo_tags=tags,
-            repo_digests=digests,
+            repo_tags=[*tags],
+            repo_digests=[*digests],
             layers=pulled.layers,
             config=pulled.config,
             size=sum(layer.size for layer in pulled.layers),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import structlog
@@ -35,7 +35,7 @@ class Session:
     """One pull's way to skopeo: a private home with the credentials, gone when the pull ends."""
 
     def __init__(
-        self, settings: ImageSettings, platform: Platform, home: Path, secrets: list[str], tls_verify: bool | None
+        self, settings: ImageSettings, platform: Platform, home: Path, secrets: Sequence[str], tls_verify: bool | None
     ) -> None:
         self._settings = settings
         self._platform = platform
@@ -126,7 +126,7 @@ async def session(
     platform: Platform,
     homes: ScratchSpace,
     auth_file: bytes,
-    secrets: list[str],
+    secrets: Sequence[str],
     tls_verify: bool | None = None,
 ) -> AsyncIterator[Session]:
     """Open a session; its credentials are readable by this user alone and removed with its home at the end.

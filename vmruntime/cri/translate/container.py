@@ -286,7 +286,7 @@ def _stop_signal(name: str, value: int) -> str:
         wire = cri.Signal.Name(cri.Signal.ValueType(value))
     except ValueError:
         raise bad(name, value, "is not a known signal") from None
-    # SIGNAL_SIGRTMINPLUS3 is SIGRTMIN+3 everywhere else. signal_number is asked so that a name unknown to it shows here.
+    # SIGNAL_SIGRTMINPLUS3 is SIGRTMIN+3 everywhere else; a name that signal_number does not know shows here.
     plain = wire.removeprefix("SIGNAL_").replace("PLUS", "+").replace("MINUS", "-")
     signal_number(plain)
     return plain

@@ -47,7 +47,8 @@ def auth_from_cri(request: cri.PullImageRequest) -> RegistryAuth | None:
 def image_to_cri(image: Image) -> cri.Image:
     """Translate an image.
 
-    The image's user may be "user:group"; CRI wants the user, as a number if it is one. None at all means root to kubelet.
+    The image's user may be "user:group"; CRI wants the user, as a number if it is one.
+    Neither means root to kubelet.
     """
     user = image.config.user.split(":", 1)[0]
     numeric = user.isascii() and user.isdigit() and len(user) <= 10 and int(user) <= ID_LIMIT

@@ -1,0 +1,60 @@
+"""CRI's RuntimeService: it checks and translates, and leaves the doing to pods."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, Literal
+
+from vmruntime.clock import Clock
+from vmruntime.cri.container_calls import ContainerCalls
+from vmruntime.cri.node_calls import NodeCalls
+from vmruntime.cri.not_built import NotBuilt
+from vmruntime.cri.ports import Conditions
+from vmruntime.cri.sandbox_calls import SandboxCalls
+from vmruntime.model.sandbox import SandboxKind
+from vmruntime.pods.interface import Pods
+
+# The kinds this version runs. Adding one here is all it takes for requests of that kind to reach pods.
+SUPPORTED_KINDS = frozenset({SandboxKind.CONTAINER})
+
+
+class RuntimeService(SandboxCalls, ContainerCalls, NodeCalls, NotBuilt):
+    """Every method of runtime.v1.RuntimeService, grouped by what it is about."""
+
+    def __init__(
+        self,
+        pods: Pods,
+        conditions: Conditions,
+        clock: Clock,
+        *,
+        default_kind: SandboxKind = SandboxKind.CONTAINER,
+        supported: frozenset[SandboxKind] = SUPPORTED_KINDS,
+        cgroup_driver: Literal["cgroupfs", "systemd"] = "cgroupfs",
+        writable_mountpoint: str = "/var/lib/vmruntime/pods",
+    ) -> None:
+        """Make the service.
+
+        Args:
+            pods: The use cases.
+            conditions: Whether the runtime and its network are ready.
+            clock: Dates the answers of PodSandboxStatus.
+            default_kind: What boots for a pod that does not say (Settings.default_kind).
+            supported: Kinds of pods that can run; without HOST, the host's namespaces are refused.
+            cgroup_driver: Told to kubelet (Settings.cgroup_driver).
+            writable_mountpoint: Directory that holds the pods' disks, reported with statistics.
+        """
+        self._pods = pods
+        self._conditions = conditions
+        self._clock = clock
+        self._default_kind = default_kind
+        self._supported = supported
+        self._cgroup_driver = cgroup_driver
+        self._writable_mountpoint = writable_mountpoint
+        self._watchers: set[asyncio.Task[Any]] = set()
+        self._closed = False
+
+    def close(self) -> None:
+        """End the event streams, which would otherwise keep the server from stopping."""
+        self._closed = True
+        for task in self._watchers:
+            task.cancel()

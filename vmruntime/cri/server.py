@@ -1,0 +1,150 @@
+"""The gRPC server on the CRI socket."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import stat
+import tempfile
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import grpc
+import structlog
+
+from vmruntime.cri.image_service import ImageService
+from vmruntime.cri.interceptors import CallInterceptor
+from vmruntime.cri.runtime_service import RuntimeService
+from vmruntime.errors import AlreadyExists, FailedPrecondition, InvalidArgument, Unavailable
+from vmruntime.generated import cri_pb2_grpc
+
+log = structlog.get_logger(__name__)
+
+# kubelet and crictl use the same limit (16 MiB), in both directions.
+MAX_MESSAGE_BYTES = 16 * 1024 * 1024
+# sun_path holds 108 bytes with the final NUL (unix(7)); the private directory's name takes some of them.
+_SOCKET_PATH_LIMIT = 107
+_PROBE_SECONDS = 2.0
+
+
+class CriServer:
+    """Serves both CRI services on a unix socket that only its owner may connect to.
+
+    gRPC binds a path with the process's umask and quietly takes over whatever socket is there. So it is made to bind
+    inside a private directory, and the socket moves to its place once its mode is right.
+    """
+
+    def __init__(self, socket: Path, runtime: RuntimeService, images: ImageService) -> None:
+        self._socket = socket
+        self._runtime = runtime
+        self._images = images
+        self._server: grpc.aio.Server | None = None
+        self._inode: tuple[int, int] | None = None
+
+    async def start(self) -> None:
+        """Begin to serve; clients can connect when this returns.
+
+        Raises:
+            AlreadyExists: A live daemon answers on the socket.
+            FailedPrecondition: Something that is not a socket is in its place.
+            InvalidArgument: The path is too long for a socket.
+            Unavailable: The directory or the socket cannot be made.
+        """
+        # The private directory's name is of fixed length, so a path this long may not work there.
+        if len(os.fsencode(self._socket.parent / ".cri-xxxxxxxx" / "s")) > _SOCKET_PATH_LIMIT or (
+            len(os.fsencode(self._socket)) > _SOCKET_PATH_LIMIT
+        ):
+            raise InvalidArgument(
+                f"socket: {str(self._socket)!r} is too long; a socket's path has at most {_SOCKET_PATH_LIMIT} bytes"
+            )
+        await _refuse_if_taken(self._socket)
+        server = grpc.aio.server(
+            interceptors=[CallInterceptor()],
+            options=[
+                ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+                ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+            ],
+        )
+        cri_pb2_grpc.add_RuntimeServiceServicer_to_server(self._runtime, server)
+        cri_pb2_grpc.add_ImageServiceServicer_to_server(self._images, server)
+        try:
+            self._socket.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            # mkdtemp makes the directory with mode 0700.
+            private = Path(tempfile.mkdtemp(prefix=".cri-", dir=self._socket.parent))
+        except OSError as error:
+            raise Unavailable(f"cannot make the directory of the socket {self._socket}: {error}") from error
+        try:
+            bound = private / "s"
+            server.add_insecure_port(f"unix:{bound}")
+            await server.start()
+            bound.chmod(0o600)
+            status = bound.stat()
+            bound.replace(self._socket)
+        except (OSError, RuntimeError) as error:
+            await server.stop(None)
+            raise Unavailable(f"cannot listen on {self._socket}: {error}") from error
+        finally:
+            shutil.rmtree(private, ignore_errors=True)
+        self._inode = (status.st_dev, status.st_ino)
+        self._server = server
+        log.info("cri socket open", socket=str(self._socket))
+
+    async def stop(self, grace: float = 5.0) -> None:
+        """Refuse new calls, let those under way end within `grace` seconds, then cancel them; may be repeated."""
+        server, self._server = self._server, None
+        if server is None:
+            return
+        self._runtime.close()  # event streams never end by themselves
+        await server.stop(grace)
+        # A daemon that took over meanwhile has its own socket there.
+        with contextlib.suppress(OSError):
+            status = self._socket.stat(follow_symlinks=False)
+            if (status.st_dev, status.st_ino) == self._inode:
+                self._socket.unlink()
+        log.info("cri socket closed", socket=str(self._socket))
+
+
+@contextlib.asynccontextmanager
+async def serving(
+    socket: Path, runtime: RuntimeService, images: ImageService, *, grace: float = 5.0
+) -> AsyncIterator[CriServer]:
+    """Serve while the block runs; the event loop is free meanwhile.
+
+    Raises:
+        VmruntimeError: As CriServer.start does.
+    """
+    server = CriServer(socket, runtime, images)
+    await server.start()
+    try:
+        yield server
+    finally:
+        await server.stop(grace)
+
+
+async def _refuse_if_taken(socket: Path) -> None:
+    """Return if the path is free or holds a socket nobody listens on; the bind will replace that one."""
+    try:
+        mode = socket.lstat().st_mode
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise Unavailable(f"cannot look at the socket {socket}: {error}") from error
+    if not stat.S_ISSOCK(mode):
+        raise FailedPrecondition(f"{socket} exists and is not a socket", remedy="move it away")
+    try:
+        async with asyncio.timeout(_PROBE_SECONDS):
+            _, writer = await asyncio.open_unix_connection(str(socket))
+    except ConnectionRefusedError:
+        log.info("stale cri socket replaced", socket=str(socket))
+        return
+    except (OSError, TimeoutError) as error:
+        # A full backlog or a refused permission: somebody owns it.
+        raise AlreadyExists(f"{socket} is in use: {error or 'no answer'}") from error
+    writer.close()
+    with contextlib.suppress(OSError):
+        await writer.wait_closed()
+    raise AlreadyExists(
+        f"another daemon answers on {socket}", remedy="stop it, or configure another socket for this one"
+    )
