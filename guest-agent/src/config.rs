@@ -60,9 +60,14 @@ impl Paths {
         self.state.join("scratch")
     }
 
+    /// The upper and work directories of all containers.
+    pub fn all_writable(&self) -> PathBuf {
+        self.scratch().join("containers")
+    }
+
     /// A container's upper and work directories on the writable disk.
     pub fn writable(&self, id: &str) -> PathBuf {
-        self.scratch().join("containers").join(id)
+        self.all_writable().join(id)
     }
 
     /// Removed containers' files on their way out.

@@ -44,7 +44,8 @@ pub struct Container {
     /// Serials of the layers it holds.
     pub layers: Vec<String>,
     pub output: Arc<OutputBuffer>,
-    pub streams: Streams,
+    #[expect(dead_code, reason = "held open; attaching will use them")]
+    streams: Streams,
     /// Taken while the OCI runtime starts the container, so that its exit is not reported before its start.
     pub start_gate: tokio::sync::Mutex<()>,
     pub usage: Mutex<Cached>,
@@ -55,6 +56,7 @@ pub struct Container {
 
 /// What is kept open for whoever attaches.
 #[derive(Default)]
+#[expect(dead_code, reason = "held open; attaching will use them")]
 pub struct Streams {
     /// The terminal's master side.
     pub terminal: Option<Arc<AsyncFile>>,

@@ -1,11 +1,11 @@
-//! What went over each interface.
+//! What went over each network device.
 
 use std::fs;
 use std::path::Path;
 
 use crate::proto::NetworkStats;
 
-/// Counters of every interface but the loopback.
+/// Counters of every interface that is a device: not the loopback, nor others that the kernel makes by itself.
 pub fn read() -> Vec<NetworkStats> {
     read_below(Path::new("/sys/class/net"))
 }
@@ -15,7 +15,7 @@ fn read_below(root: &Path) -> Vec<NetworkStats> {
     let mut all: Vec<_> = entries
         .flatten()
         .filter_map(|entry| entry.file_name().into_string().ok())
-        .filter(|name| name != "lo" && root.join(name).join("statistics").is_dir())
+        .filter(|name| root.join(name).join("device").exists())
         .map(|name| read_one(&root.join(&name).join("statistics"), name))
         .collect();
     all.sort_by(|a, b| a.name.cmp(&b.name));
@@ -43,13 +43,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_loopback_is_left_out() {
+    fn what_is_no_device_is_left_out() {
         let directory = tempfile::tempdir().unwrap();
         for (name, bytes) in [("lo", "1"), ("eth0", "42\n")] {
             let statistics = directory.path().join(name).join("statistics");
             fs::create_dir_all(&statistics).unwrap();
             fs::write(statistics.join("rx_bytes"), bytes).unwrap();
         }
+        fs::create_dir(directory.path().join("eth0/device")).unwrap();
         let all = read_below(directory.path());
         assert_eq!(all.len(), 1);
         assert_eq!((all[0].name.as_str(), all[0].rx_bytes), ("eth0", 42));

@@ -30,7 +30,19 @@ pub async fn mount_disk(paths: &Paths, serial: &str, mounter: &dyn Mounter) -> R
         kind: "ext4",
         flags: MsFlags::MS_NOATIME,
         options: "",
-    })
+    })?;
+    remove_leftovers(paths)
+}
+
+/// A disk that an earlier guest has used holds layers of containers nobody knows any more; they cannot be mounted
+/// again. A new disk, the usual case, holds nothing.
+fn remove_leftovers(paths: &Paths) -> Result<()> {
+    for path in [paths.all_writable(), paths.trash()] {
+        if path.exists() {
+            fs::remove_dir_all(&path).context(|| format!("remove {}", path.display()))?;
+        }
+    }
+    Ok(())
 }
 
 /// Mounts what the pod's containers see as /dev/shm.

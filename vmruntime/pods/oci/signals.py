@@ -8,6 +8,8 @@ from __future__ import annotations
 import re
 
 from vmruntime.errors import InvalidArgument
+from vmruntime.model.container import ContainerSpec
+from vmruntime.model.image import ImageConfig
 
 _NAMES = [
     "HUP",
@@ -82,3 +84,12 @@ def signal_name(number: int) -> str:
     if _RTMIN + 15 < number < _RTMAX:
         return f"SIGRTMAX-{_RTMAX - number}"
     return ""
+
+
+def stop_signal(container: ContainerSpec, image: ImageConfig) -> int:
+    """Return the signal StopContainer sends first: the container's, else the image's, else SIGTERM.
+
+    Raises:
+        InvalidArgument: There is no such signal.
+    """
+    return signal_number(container.stop_signal or image.stop_signal or "SIGTERM")

@@ -1,0 +1,62 @@
+"""Named network namespaces, made and removed by ip-netns(8)."""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from vmruntime.aio.process import last_lines, run
+from vmruntime.network.errors import NetworkError
+
+T = TypeVar("T")
+
+CLONE_NEWNET = 0x40000000  # sched.h
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+async def create(path: Path) -> None:
+    """Make a namespace with its loopback interface up; path.parent is the directory ip-netns(8) uses."""
+    done = await run(["ip", "netns", "add", path.name])
+    if done.returncode != 0:
+        raise NetworkError(f"the network namespace {path} cannot be made: {last_lines(done.stderr)}")
+    (await run(["ip", "-n", path.name, "link", "set", "lo", "up"])).check()
+
+
+async def remove(path: Path) -> None:
+    """Remove a namespace; missing: success."""
+    if not path.exists():
+        return
+    done = await run(["ip", "netns", "delete", path.name])
+    if done.returncode != 0 and path.exists():
+        raise NetworkError(f"the network namespace {path} cannot be removed: {last_lines(done.stderr)}")
+
+
+async def inside(path: Path, function: Callable[[], T]) -> T:
+    """Run a blocking function in a thread that is in the namespace meanwhile."""
+    return await asyncio.to_thread(_inside, path, function)
+
+
+def _inside(path: Path, function: Callable[[], T]) -> T:
+    home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        there = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            _setns(there)
+        finally:
+            os.close(there)
+        try:
+            return function()
+        finally:
+            _setns(home)
+    finally:
+        os.close(home)
+
+
+def _setns(fd: int) -> None:
+    if _libc.setns(fd, CLONE_NEWNET) != 0:
+        error = ctypes.get_errno()
+        raise NetworkError(f"a network namespace cannot be entered: {os.strerror(error)}")

@@ -1,0 +1,179 @@
+"""Seccomp filters: the default profile, and profiles from the host.
+
+A profile is the OCI configuration's linux.seccomp, with Docker's additions, which profiles found in the wild use:
+`archMap` instead of `architectures`, and rules under `includes` or `excludes` conditions on capabilities and machine.
+What leaves here is plain OCI. (seccomp(2); opencontainers/runtime-spec config-linux.md)
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.resources
+import posixpath
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import msgspec
+
+from vmruntime.errors import InvalidArgument, VmruntimeError
+from vmruntime.model.container import SecurityProfile
+
+PROFILE_DIRECTORY = "/var/lib/kubelet/seccomp"
+_FIELD = "config.linux.security_context.seccomp"
+_PROFILE_LIMIT = 1024 * 1024
+
+# machine: (name in Docker's conditions, libseccomp architectures with the 32-bit ones its kernel runs)
+_ARCHITECTURES = {
+    "x86_64": ("amd64", ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86", "SCMP_ARCH_X32"]),
+    "aarch64": ("arm64", ["SCMP_ARCH_AARCH64", "SCMP_ARCH_ARM"]),
+}
+
+
+class _Condition(msgspec.Struct, frozen=True):
+    """When a rule counts. Kernel versions are taken for met: the guest's is ours and recent."""
+
+    caps: list[str] = []
+    arches: list[str] = []
+
+
+class _Argument(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
+    index: int
+    value: int
+    op: str
+    value_two: int = 0
+
+
+class _Rule(msgspec.Struct, frozen=True, rename="camel"):
+    action: str
+    names: list[str] = []
+    name: str = ""  # older profiles have one name a rule
+    errno_ret: int | None = None
+    args: list[_Argument] | None = None
+    includes: _Condition = _Condition()
+    excludes: _Condition = _Condition()
+
+
+class _ArchMap(msgspec.Struct, frozen=True, rename="camel"):
+    architecture: str
+    sub_architectures: list[str] | None = None
+
+
+class _Profile(msgspec.Struct, frozen=True, rename="camel"):
+    default_action: str
+    default_errno_ret: int | None = None
+    architectures: list[str] = []
+    arch_map: list[_ArchMap] = []
+    flags: list[str] = []
+    listener_path: str = ""
+    syscalls: list[_Rule] | None = None
+
+
+def seccomp_filter(
+    profile: SecurityProfile,
+    capabilities: Iterable[str],
+    architecture: str,
+    load_profile: Callable[[str], bytes],
+) -> dict[str, Any] | None:
+    """Return linux.seccomp for a profile; None: unconfined.
+
+    Args:
+        profile: The kind, and the path for "localhost".
+        capabilities: The container's bounding set; a rule may depend on it.
+        architecture: The guest's machine, x86_64 or aarch64.
+        load_profile: Reads a file of this host; called with a normal path below PROFILE_DIRECTORY only.
+
+    Raises:
+        InvalidArgument: The profile's path or content cannot be used.
+    """
+    if profile.kind == "unconfined":
+        return None
+    if profile.kind == "runtime/default":
+        return _resolve(default_profile(), set(capabilities), architecture)
+    if profile.kind != "localhost":
+        raise InvalidArgument.field(_FIELD, profile.kind[:64], "is not a known kind of profile")
+    path = _checked_path(profile.path)
+    try:
+        text = load_profile(path)
+    except VmruntimeError:
+        raise
+    except OSError as error:
+        raise InvalidArgument.field(f"{_FIELD}.localhost_ref", path, f"cannot be read: {error.strerror}") from error
+    return _resolve(_parse(text, path), set(capabilities), architecture)
+
+
+@functools.cache
+def default_profile() -> _Profile:
+    """Return the profile RuntimeDefault stands for."""
+    file = importlib.resources.files("vmruntime.pods.oci") / "seccomp_default.json"
+    return msgspec.json.decode(file.read_bytes(), type=_Profile)
+
+
+def _checked_path(path: str) -> str:
+    """Return the path unless it leads elsewhere: it comes with the request and is opened with the daemon's rights."""
+    field = f"{_FIELD}.localhost_ref"
+    if not path.startswith("/") or "\0" in path or len(path) > 4095:
+        raise InvalidArgument.field(field, path[:256], "is not an absolute path")
+    normal = posixpath.normpath(path)
+    if ".." in path.split("/") or not normal.startswith(f"{PROFILE_DIRECTORY}/"):
+        raise InvalidArgument.field(field, path[:256], f"is not below {PROFILE_DIRECTORY}")
+    return normal
+
+
+def _parse(text: bytes, path: str) -> _Profile:
+    if len(text) > _PROFILE_LIMIT:
+        raise InvalidArgument(f"seccomp profile {path}: {len(text)} bytes; at most {_PROFILE_LIMIT} are read")
+    try:
+        profile = msgspec.json.decode(text, type=_Profile)
+    except msgspec.MsgspecError as error:
+        raise InvalidArgument(f"seccomp profile {path}: {error}") from None
+    except RecursionError:
+        raise InvalidArgument(f"seccomp profile {path}: nested too deeply") from None
+    actions = [profile.default_action, *(rule.action for rule in profile.syscalls or [])]
+    for action in actions:
+        if not action.startswith("SCMP_ACT_"):
+            raise InvalidArgument.field(f"seccomp profile {path}: action", action[:64], "is not a seccomp action")
+    if profile.listener_path or "SCMP_ACT_NOTIFY" in actions:
+        raise InvalidArgument(f"seccomp profile {path}: a listener on the host cannot be reached from the VM")
+    return profile
+
+
+def _resolve(profile: _Profile, capabilities: set[str], architecture: str) -> dict[str, Any]:
+    docker_name, known = _ARCHITECTURES.get(architecture, ("", []))
+    found: dict[str, Any] = {"defaultAction": profile.default_action}
+    if profile.default_errno_ret is not None:
+        found["defaultErrnoRet"] = profile.default_errno_ret
+    if architectures := _architectures(profile, known):
+        found["architectures"] = architectures
+    if profile.flags:
+        found["flags"] = list(profile.flags)
+    found["syscalls"] = [
+        _rule_to_oci(rule) for rule in profile.syscalls or [] if _counts(rule, capabilities, docker_name)
+    ]
+    return found
+
+
+def _architectures(profile: _Profile, known: list[str]) -> list[str]:
+    if profile.architectures:
+        return list(profile.architectures)
+    for entry in profile.arch_map:
+        if known and entry.architecture == known[0]:
+            return [entry.architecture, *(entry.sub_architectures or [])]
+    return []
+
+
+def _counts(rule: _Rule, capabilities: set[str], docker_name: str) -> bool:
+    includes, excludes = rule.includes, rule.excludes
+    if any(cap not in capabilities for cap in includes.caps):
+        return False
+    if includes.arches and docker_name not in includes.arches:
+        return False
+    return docker_name not in excludes.arches and not any(cap in capabilities for cap in excludes.caps)
+
+
+def _rule_to_oci(rule: _Rule) -> dict[str, Any]:
+    found: dict[str, Any] = {"names": [*rule.names, *([rule.name] if rule.name else [])], "action": rule.action}
+    if rule.errno_ret is not None:
+        found["errnoRet"] = rule.errno_ret
+    if rule.args:
+        found["args"] = msgspec.to_builtins(rule.args)
+    return found

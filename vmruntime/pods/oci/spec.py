@@ -1,0 +1,132 @@
+"""The whole OCI runtime configuration (runtime-spec 1.0.2 config.json), for crun in the guest.
+
+What is not in it, and why:
+ - root.path, cgroupsPath, the mounts of /etc/hosts, /etc/hostname, /etc/resolv.conf and /dev/shm, and the numbers of the
+   user: the agent knows them and fills them in.
+ - network, IPC and UTS namespaces, hostname and sysctls: they are the whole guest's, so containers of a pod share them.
+ - rlimits: containers have what the agent has, as CRI has no field for them.
+ - SELinux labels: the guest has no SELinux. AppArmor: the guest has none either, which "runtime/default" means.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable
+from typing import Any
+
+from vmruntime.errors import InvalidArgument
+from vmruntime.model.container import ContainerSpec, SecurityContext
+from vmruntime.model.image import ImageConfig
+from vmruntime.model.sandbox import SandboxSpec
+from vmruntime.pods.oci.capabilities import capability_sets
+from vmruntime.pods.oci.process import arguments, directory, environment
+from vmruntime.pods.oci.resources import device_rules, resource_limits
+from vmruntime.pods.oci.seccomp import seccomp_filter
+
+# What kubelet sends for procMount: Default. Taken for an empty list too, since protobuf cannot tell "none" from "not
+# given" and clients that say nothing should not see the guest's kernel laid open. So procMount: Unmasked has no effect.
+MASKED_PATHS = (
+    "/proc/acpi",
+    "/proc/asound",
+    "/proc/interrupts",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/sched_debug",
+    "/proc/scsi",
+    "/proc/timer_list",
+    "/proc/timer_stats",
+    "/sys/devices/virtual/powercap",
+    "/sys/firmware",
+)
+READONLY_PATHS = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
+
+
+def build_oci_spec(
+    container: ContainerSpec,
+    image: ImageConfig,
+    sandbox: SandboxSpec,
+    *,
+    load_profile: Callable[[str], bytes],
+    architecture: str = platform.machine(),
+) -> dict[str, Any]:
+    """Return a container's configuration as the guest's agent expects it.
+
+    Args:
+        container: What CreateContainer asked for.
+        image: The image's own configuration.
+        sandbox: The pod, for its host name.
+        load_profile: Reads a Localhost seccomp profile from this host.
+        architecture: The guest's machine, x86_64 or aarch64.
+
+    Raises:
+        InvalidArgument: There is no command, a capability is unknown, or a profile cannot be used.
+    """
+    security = container.security
+    _check_apparmor(security)
+    capabilities = capability_sets(security)
+    process: dict[str, Any] = {
+        "terminal": container.tty,
+        "user": {"uid": 0, "gid": 0},
+        "args": arguments(container, image),
+        "env": environment(container, image, sandbox.hostname),
+        "cwd": directory(container, image),
+        "capabilities": capabilities,
+        "noNewPrivileges": security.no_new_privs,
+        "oomScoreAdj": container.resources.oom_score_adj,
+    }
+    linux: dict[str, Any] = {
+        "namespaces": [{"type": "pid"}, {"type": "mount"}, {"type": "cgroup"}],
+        "resources": {
+            "devices": device_rules(privileged=security.privileged),
+            **resource_limits(container.resources),
+        },
+        "maskedPaths": _paths(security, security.masked_paths, MASKED_PATHS),
+        "readonlyPaths": _paths(security, security.readonly_paths, READONLY_PATHS),
+    }
+    if not security.privileged:
+        seccomp = seccomp_filter(security.seccomp, capabilities["bounding"], architecture, load_profile)
+        if seccomp is not None:
+            linux["seccomp"] = seccomp
+    return {
+        "ociVersion": "1.0.2",
+        "root": {"path": "rootfs", "readonly": security.readonly_rootfs},
+        "process": process,
+        "mounts": kernel_mounts(privileged=security.privileged),
+        "linux": linux,
+        "annotations": dict(container.annotations),
+    }
+
+
+def kernel_mounts(*, privileged: bool) -> list[dict[str, Any]]:
+    """Return the mounts every container has. A privileged one may change sysfs and its cgroup."""
+    access = "rw" if privileged else "ro"
+    return [
+        _mount("/proc", "proc", ["nosuid", "noexec", "nodev"]),
+        _mount("/dev", "tmpfs", ["nosuid", "strictatime", "mode=755", "size=65536k"]),
+        _mount("/dev/pts", "devpts", ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"]),
+        _mount("/dev/mqueue", "mqueue", ["nosuid", "noexec", "nodev"]),
+        _mount("/sys", "sysfs", ["nosuid", "noexec", "nodev", access]),
+        # crun mounts cgroup v2 for this type wherever the guest has no v1.
+        _mount("/sys/fs/cgroup", "cgroup", ["nosuid", "noexec", "nodev", "relatime", access]),
+    ]
+
+
+def _mount(destination: str, kind: str, options: list[str]) -> dict[str, Any]:
+    return {"destination": destination, "type": kind, "source": kind, "options": options}
+
+
+def _paths(security: SecurityContext, given: list[str], default: tuple[str, ...]) -> list[str]:
+    if security.privileged:
+        return []
+    return list(given) or list(default)
+
+
+def _check_apparmor(security: SecurityContext) -> None:
+    if security.apparmor.kind == "localhost" and not security.privileged:
+        raise InvalidArgument.field(
+            "config.linux.security_context.apparmor.localhost_ref",
+            security.apparmor.path[:256],
+            "cannot be applied: the guest's kernel has no AppArmor, and the host's does not see into the VM",
+            remedy="use RuntimeDefault or Unconfined",
+        )
