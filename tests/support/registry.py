@@ -160,7 +160,7 @@ def layer(
 ) -> BuiltLayer:
     """Build a layer from members (or a whole tar), packed by gzip, zstd or nothing."""
     tar = members if isinstance(members, bytes) else make_tar(members)
-    suffix = {gzipped: "+gzip", zstd: "+zstd"}.get(pack, "") if pack else ""
+    suffix = "+gzip" if pack is gzipped else "+zstd" if pack is zstd else ""
     return BuiltLayer(tar, pack(tar) if pack else tar, OCI_LAYER + suffix)
 
 

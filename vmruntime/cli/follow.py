@@ -86,8 +86,6 @@ class Follower:
         return status
 
 
-
-
 def report_malformed(log: LogFile) -> None:
     """Say on stderr that lines were left out, if any were."""
     if log.malformed:

@@ -23,9 +23,11 @@ class Interrupts:
     """Counts SIGINT, SIGTERM and SIGHUP instead of dying of them, while entered.
 
     The signals are looked at where it suits: a pod that is half made has to be finished before it can be removed.
+    The third signal, and any after it, raises KeyboardInterrupt where it strikes: the daemon may hang.
     """
 
     _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    _PATIENCE = 3
 
     def __init__(self) -> None:
         self.count = 0
@@ -51,3 +53,5 @@ class Interrupts:
     def _note(self, signum: int, frame: types.FrameType | None) -> None:
         self.count += 1
         self.signum = signum
+        if self.count >= self._PATIENCE:
+            raise KeyboardInterrupt

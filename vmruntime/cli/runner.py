@@ -82,9 +82,7 @@ class Runner:
 
     def _start(self, interrupts: Interrupts) -> None:
         client = self._client
-        image = images.ensure(
-            client, self._options.image, self._policy.pull, self._pod, while_waiting=interrupts.check
-        )
+        image = images.ensure(client, self._options.image, self._policy.pull, self._pod, while_waiting=interrupts.check)
         make_log_directory(Path(self._pod.log_directory))
         with working("starting the virtual machine"):
             # Not given up halfway: a pod whose id never arrived could not be removed.

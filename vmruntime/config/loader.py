@@ -19,7 +19,6 @@ from vmruntime.errors import InvalidArgument, NotFound, PermissionDenied, Vmrunt
 DEFAULT_FILE = Path("/etc/vmruntime/config.toml")
 
 
-
 def load(path: Path | None = None, *, default: Path = DEFAULT_FILE) -> Settings:
     """Return the settings of a file.
 

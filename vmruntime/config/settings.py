@@ -75,9 +75,7 @@ class NetworkSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
     """
 
     conf_dir: str = "/etc/cni/net.d"
-    bin_dirs: list[str] = msgspec.field(
-        default_factory=lambda: ["/opt/cni/bin", "/usr/lib/cni", "/usr/libexec/cni"]
-    )
+    bin_dirs: list[str] = msgspec.field(default_factory=lambda: ["/opt/cni/bin", "/usr/lib/cni", "/usr/libexec/cni"])
     default_subnet: str = "10.88.0.0/16"
     plugin_timeout: Annotated[float, Meta(gt=0)] = 60.0
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any, Literal
 
 import structlog
@@ -99,8 +99,14 @@ class NodeCalls(RuntimeServiceServicer):
         assert task is not None  # gRPC runs every call in a task of its own
         self._watchers.add(task)
         try:
-            async for event in self._pods.events():
-                yield event_to_cri(event)
+            events = self._pods.events()
+            try:
+                async for event in events:
+                    yield event_to_cri(event)
+            finally:
+                # The queue behind it goes now, not when the garbage collector comes by.
+                if isinstance(events, AsyncGenerator):
+                    await events.aclose()
         except asyncio.CancelledError:
             if not self._closed:
                 raise

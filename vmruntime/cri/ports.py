@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Protocol
 
 from vmruntime.model.image import Image, RegistryAuth
@@ -11,15 +12,15 @@ class FsUsage(Protocol):
     """What images take on disk."""
 
     @property
-    def mountpoint(self) -> str:
-        """Directory whose file system holds the images."""
+    def mountpoint(self) -> Path:
+        """Directory on the file system that holds the images."""
 
     @property
     def used_bytes(self) -> int:
         """Bytes the images use, not the whole file system."""
 
     @property
-    def inodes_used(self) -> int:
+    def used_inodes(self) -> int:
         """Inodes the images use."""
 
 

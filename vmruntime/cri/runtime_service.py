@@ -14,9 +14,6 @@ from vmruntime.cri.sandbox_calls import SandboxCalls
 from vmruntime.model.sandbox import SandboxKind
 from vmruntime.pods.interface import Pods
 
-# The kinds this version runs. Adding one here is all it takes for requests of that kind to reach pods.
-SUPPORTED_KINDS = frozenset({SandboxKind.CONTAINER})
-
 
 class RuntimeService(SandboxCalls, ContainerCalls, NodeCalls, NotBuilt):
     """Every method of runtime.v1.RuntimeService, grouped by what it is about."""
@@ -27,10 +24,10 @@ class RuntimeService(SandboxCalls, ContainerCalls, NodeCalls, NotBuilt):
         conditions: Conditions,
         clock: Clock,
         *,
-        default_kind: SandboxKind = SandboxKind.CONTAINER,
-        supported: frozenset[SandboxKind] = SUPPORTED_KINDS,
-        cgroup_driver: Literal["cgroupfs", "systemd"] = "cgroupfs",
-        writable_mountpoint: str = "/var/lib/vmruntime/pods",
+        default_kind: SandboxKind,
+        supported: frozenset[SandboxKind],
+        cgroup_driver: Literal["cgroupfs", "systemd"],
+        writable_mountpoint: str,
     ) -> None:
         """Make the service.
 

@@ -8,17 +8,22 @@ import os
 import shutil
 import stat
 import tempfile
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import grpc
 import structlog
 
+from vmruntime.clock import Clock, SystemClock
+from vmruntime.config.settings import Settings
 from vmruntime.cri.image_service import ImageService
 from vmruntime.cri.interceptors import CallInterceptor
+from vmruntime.cri.ports import Conditions, Images
 from vmruntime.cri.runtime_service import RuntimeService
 from vmruntime.errors import AlreadyExists, FailedPrecondition, InvalidArgument, Unavailable
 from vmruntime.generated import cri_pb2_grpc
+from vmruntime.model.sandbox import SandboxKind
+from vmruntime.paths import Paths
+from vmruntime.pods.interface import Pods
 
 log = structlog.get_logger(__name__)
 
@@ -36,10 +41,40 @@ class CriServer:
     inside a private directory, and the socket moves to its place once its mode is right.
     """
 
-    def __init__(self, socket: Path, runtime: RuntimeService, images: ImageService) -> None:
+    def __init__(
+        self,
+        *,
+        pods: Pods,
+        images: Images,
+        conditions: Conditions,
+        settings: Settings,
+        kinds: frozenset[SandboxKind],
+        socket: Path,
+        clock: Clock | None = None,
+    ) -> None:
+        """Make the services; nothing is opened before start().
+
+        Args:
+            pods: The use cases on pods.
+            images: The image service.
+            conditions: Whether the runtime and its network are ready.
+            settings: Default kind, cgroup driver and root directory are used.
+            kinds: The kinds of pods that can run here.
+            socket: Path of the CRI socket.
+            clock: Dates answers; the host's clock when None.
+        """
+        clock = clock or SystemClock()
         self._socket = socket
-        self._runtime = runtime
-        self._images = images
+        self._runtime = RuntimeService(
+            pods,
+            conditions,
+            clock,
+            default_kind=SandboxKind(settings.default_kind),
+            supported=kinds,
+            cgroup_driver=settings.cgroup_driver,
+            writable_mountpoint=str(Paths(root=Path(settings.root)).pods),
+        )
+        self._images = ImageService(images, clock)
         self._server: grpc.aio.Server | None = None
         self._inode: tuple[int, int] | None = None
 
@@ -91,6 +126,15 @@ class CriServer:
         self._server = server
         log.info("cri socket open", socket=str(self._socket))
 
+    async def __aenter__(self) -> CriServer:
+        """Start; the block is left with stop()."""
+        await self.start()
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        """Stop."""
+        await self.stop()
+
     async def stop(self, grace: float = 5.0) -> None:
         """Refuse new calls, let those under way end within `grace` seconds, then cancel them; may be repeated."""
         server, self._server = self._server, None
@@ -104,23 +148,6 @@ class CriServer:
             if (status.st_dev, status.st_ino) == self._inode:
                 self._socket.unlink()
         log.info("cri socket closed", socket=str(self._socket))
-
-
-@contextlib.asynccontextmanager
-async def serving(
-    socket: Path, runtime: RuntimeService, images: ImageService, *, grace: float = 5.0
-) -> AsyncIterator[CriServer]:
-    """Serve while the block runs; the event loop is free meanwhile.
-
-    Raises:
-        VmruntimeError: As CriServer.start does.
-    """
-    server = CriServer(socket, runtime, images)
-    await server.start()
-    try:
-        yield server
-    finally:
-        await server.stop(grace)
 
 
 async def _refuse_if_taken(socket: Path) -> None:

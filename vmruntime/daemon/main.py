@@ -16,6 +16,7 @@ from vmruntime.clock import SystemClock
 from vmruntime.config.settings import Settings
 from vmruntime.cri.server import CriServer
 from vmruntime.daemon.conditions import DaemonConditions
+from vmruntime.daemon.images import DaemonImages
 from vmruntime.daemon.lock import only_daemon
 from vmruntime.daemon.logging import configure
 from vmruntime.daemon.profiles import load_profile
@@ -72,7 +73,13 @@ async def _start(settings: Settings, paths: Paths, stack: contextlib.AsyncExitSt
     database = await Database.open(paths.database)
     stack.push_async_callback(database.close)
     clock = SystemClock()
-    images = await _images(settings, paths, database, clock)
+    registry = Registry(PodRecords(database), clock)
+
+    def layers_in_use() -> set[str]:
+        return {layer for container in registry.containers(hidden=True) for layer in container.layers}
+
+    images = ImageService(paths, database, settings.images, clock, in_use=layers_in_use)
+    await images.load()
     network = NetworkService(paths, settings.network)
     owned = OwnedResources(Ledger(database), HostCgroups.detect())
 
@@ -83,7 +90,7 @@ async def _start(settings: Settings, paths: Paths, stack: contextlib.AsyncExitSt
     hypervisor = await _hypervisor(settings, paths, owned, Facts(database))
     backend = ContainerVmBackend(hypervisor, owned, paths, settings, _host_memory_mib())
     context = Context(
-        registry=Registry(PodRecords(database), clock),
+        registry=registry,
         owned=owned,
         backends={SandboxKind.CONTAINER: backend},
         network=network,
@@ -93,14 +100,11 @@ async def _start(settings: Settings, paths: Paths, stack: contextlib.AsyncExitSt
         paths=paths,
         load_profile=load_profile,
     )
-    images.in_use = lambda: {
-        layer for container in context.registry.containers(hidden=True) for layer in container.layers
-    }
     stack.push_async_callback(_let_go, context)
     await recover(context)
     server = CriServer(
         pods=PodService(context),
-        images=images,
+        images=DaemonImages(images),
         conditions=DaemonConditions(settings, network, hypervisor),
         settings=settings,
         kinds=frozenset(context.backends),
@@ -144,12 +148,6 @@ async def _hypervisor(settings: Settings, paths: Paths, owned: OwnedResources, f
 
     kernel = settings.guest_directory / "vmlinuz"
     return driver(await choose_accelerator(wanted.accelerator, qemu, kernel, facts, trial, new_id()))
-
-
-async def _images(settings: Settings, paths: Paths, database: Database, clock: SystemClock) -> ImageService:
-    service = ImageService(paths, database, settings.images, clock)
-    await service.load()
-    return service
 
 
 def _make_directories(paths: Paths) -> None:

@@ -21,20 +21,20 @@ def auth_file(auth: RegistryAuth | None, domain: str) -> bytes:
     """Return the authentication file for pulling from one registry.
 
     Without credentials the file is empty rather than absent, so that credentials an administrator left on the
-    host are never lent to a pod. Credentials meant for another server are left out for the same reason.
+    host are never lent to a pod. Credentials are shown to one host alone: the one they are meant for, or, when
+    they do not say, the one the image's name has; not to mirrors, and not to where registries.conf moves a name.
 
     Args:
         auth: As CRI's AuthConfig has them.
-        domain: The registry's host and port.
+        domain: Host and port in the image's name.
 
     Raises:
         InvalidArgument: `auth` is not base64 of user:password, or a user name cannot be written down.
         Unimplemented: A registry token, which skopeo takes only on its command line for all to see.
     """
-    if auth is None or not _is_for(auth.server_address, domain):
-        return b'{"auths":{}}'
-    entry = _entry(auth)
-    return msgspec.json.encode({"auths": {domain: entry} if entry else {}})
+    entry = _entry(auth) if auth is not None else {}
+    host = _host(auth.server_address if auth is not None else "") or domain
+    return msgspec.json.encode({"auths": {host: entry} if entry else {}})
 
 
 def secrets_of(auth: RegistryAuth | None) -> list[str]:
@@ -76,18 +76,11 @@ def _encode(user: str, password: str) -> str:
     return base64.b64encode(f"{user}:{password}".encode()).decode()
 
 
-def _is_for(server_address: str, domain: str) -> bool:
+def _host(server_address: str) -> str:
     """A server address is a host or a URL ("https://index.docker.io/v1/"); empty means any."""
-    if not server_address:
-        return True
     url = server_address if "://" in server_address else f"https://{server_address}"
     try:
-        host = urlsplit(url).netloc.rpartition("@")[2]
+        host = urlsplit(url).netloc.rpartition("@")[2].lower()
     except ValueError:
         raise InvalidArgument("server_address: it is neither a host nor a URL") from None
-    return _canonical(host) == _canonical(domain)
-
-
-def _canonical(host: str) -> str:
-    host = host.lower()
     return DEFAULT_DOMAIN if host in _HUB_HOSTS else host

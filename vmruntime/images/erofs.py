@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 import signal
-import time
 import uuid
 from pathlib import Path
 
@@ -43,8 +43,7 @@ async def build(blob: Path, diff_id: str, work: Path, limit: int) -> Path:
     """
     root, image = work / "tree", work / "layer.erofs"
     try:
-        await in_thread(lambda: _make_root(root))
-        started = time.time_ns()
+        started = await in_thread(lambda: _make_root(root))
         size = await _unpack(blob, diff_id, root, limit)
         await in_thread(lambda: tree.finish(root, limit, started))
         await _mkfs(root, image, diff_id, size)
@@ -89,10 +88,11 @@ async def _mkfs(root: Path, image: Path, diff_id: str, size: int) -> None:
     done.check()
 
 
-def _make_root(root: Path) -> None:
-    # The mode of the image's root directory, unless the tar has an entry for it.
+def _make_root(root: Path) -> int:
+    """Make the directory and return the time by the file system's clock, which lags behind the system's."""
     root.mkdir()
-    root.chmod(0o755)
+    root.chmod(0o755)  # what the image's root has unless the tar has an entry for it
+    return root.stat().st_mtime_ns
 
 
 def _settle(root: Path, image: Path) -> None:
@@ -105,7 +105,8 @@ def _settle(root: Path, image: Path) -> None:
 
 
 def _tar_error(done: process.Completed, diff_id: str, root: Path, size: int) -> VmruntimeError:
-    if "No space left" in done.stderr or "Disk quota exceeded" in done.stderr:
+    # tar reports a disk that fills up in the middle of a write as a short one.
+    if re.search(r"No space left|Disk quota exceeded|Wrote only \d+ of \d+ bytes", done.stderr):
         return _no_space(root.parent, size)
     if done.returncode == -signal.SIGXFSZ or "File too large" in done.stderr:
         return ResourceExhausted(f"layer {diff_id} has a file larger than images.max_layer_gib")

@@ -85,7 +85,7 @@ class _Envelope(msgspec.Struct, frozen=True, rename="camel"):
     manifests: list[Descriptor] | None = None
     layers: list[Descriptor] | None = None
     config: Descriptor | None = None
-    fs_layers: msgspec.Raw | None = None
+    fs_layers: object = None
 
 
 class _RunConfig(msgspec.Struct, frozen=True, rename="pascal"):

@@ -81,9 +81,9 @@ class _Plugin(msgspec.Struct):
 class _List(msgspec.Struct):
     name: str
     plugins: list[_Plugin]
-    cniVersion: str = ""  # noqa: N815 (the file's spelling)
-    cniVersions: list[str] = []  # noqa: N815
-    disableCheck: bool | str = False  # noqa: N815
+    cniVersion: str = ""
+    cniVersions: list[str] = []
+    disableCheck: bool | str = False
 
 
 def find(conf_dir: Path, default_subnet: str) -> Found:

@@ -76,7 +76,9 @@ async def open_tap(namespace: Path, nic: Link) -> TapHandle:
     handle = TapHandle(nic.ifname, fd)
     try:
         await _batch(["ip", "-n", namespace.name, "-batch", "-"], f"link set {name} mtu {nic.mtu} up\n")
-        await _batch(["tc", "-n", namespace.name, "-batch", "-"], _redirect(nic.ifname, name) + _redirect(name, nic.ifname))
+        await _batch(
+            ["tc", "-n", namespace.name, "-batch", "-"], _redirect(nic.ifname, name) + _redirect(name, nic.ifname)
+        )
     except BaseException:
         handle.close()
         raise

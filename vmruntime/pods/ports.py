@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -11,10 +12,6 @@ from vmruntime.model.sandbox import PodNetwork, Sandbox
 
 class Tap(Protocol):
     """An open tap beside one CNI interface."""
-
-    @property
-    def name(self) -> str:
-        """Name of the interface in the pod, such as eth0."""
 
     @property
     def fd(self) -> int:
@@ -27,7 +24,7 @@ class Tap(Protocol):
 class Network(Protocol):
     """Pod networks."""
 
-    async def add(self, sandbox: Sandbox) -> tuple[PodNetwork, list[Tap]]:
+    async def add(self, sandbox: Sandbox) -> tuple[PodNetwork, Sequence[Tap]]:
         """Make the pod's network namespace, run CNI ADD and open a tap beside each interface."""
 
     async def teardown(self, sandbox_id: str) -> None:

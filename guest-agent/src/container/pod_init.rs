@@ -5,6 +5,7 @@
 
 use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
+use std::os::unix::process::CommandExt;
 use std::process::{Command, ExitCode, Stdio};
 
 use nix::sched::{CloneFlags, unshare};
@@ -59,7 +60,8 @@ fn read_number(answer: OwnedFd) -> Option<i32> {
 fn make() -> io::Result<()> {
     unshare(CloneFlags::CLONE_NEWPID)?;
     let mut command = Command::new("/proc/self/exe");
-    command.arg(INSIDE).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    // Containers of the pod see this name.
+    command.arg0("vmruntime").arg(INSIDE).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     let child = command.spawn()?;
     let mut output = io::stdout();
     write!(output, "{}", child.id())?;

@@ -96,8 +96,8 @@ def fs_usage_to_cri(usage: FsUsage, now_ns: int) -> cri.ImageFsInfoResponse:
     """
     entry = cri.FilesystemUsage(
         timestamp=now_ns,
-        fs_id=cri.FilesystemIdentifier(mountpoint=usage.mountpoint),
+        fs_id=cri.FilesystemIdentifier(mountpoint=str(usage.mountpoint)),
         used_bytes=cri.UInt64Value(value=max(usage.used_bytes, 0)),
-        inodes_used=cri.UInt64Value(value=max(usage.inodes_used, 0)),
+        inodes_used=cri.UInt64Value(value=max(usage.used_inodes, 0)),
     )
     return cri.ImageFsInfoResponse(image_filesystems=[entry], container_filesystems=[entry])

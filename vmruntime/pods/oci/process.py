@@ -12,7 +12,9 @@ _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 def arguments(container: ContainerSpec, image: ImageConfig) -> list[str]:
-    """Return argv by Kubernetes' rule: `command` replaces the image's entrypoint and drops its cmd; `args` replaces cmd.
+    """Return argv by Kubernetes' rule.
+
+    `command` replaces the image's entrypoint and drops its cmd; `args` replaces cmd.
 
     Raises:
         InvalidArgument: Neither the container nor the image says what to run.

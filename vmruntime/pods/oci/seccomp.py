@@ -147,7 +147,11 @@ def _resolve(profile: _Profile, capabilities: set[str], architecture: str) -> di
     if profile.flags:
         found["flags"] = list(profile.flags)
     found["syscalls"] = [
-        _rule_to_oci(rule) for rule in profile.syscalls or [] if _counts(rule, capabilities, docker_name)
+        _rule_to_oci(rule)
+        for rule in profile.syscalls or []
+        # libseccomp refuses a rule that says what the default says anyway.
+        if (rule.action, rule.errno_ret) != (profile.default_action, profile.default_errno_ret)
+        and _counts(rule, capabilities, docker_name)
     ]
     return found
 

@@ -11,40 +11,12 @@ from vmruntime.errors import InvalidArgument
 from vmruntime.model.container import ContainerSpec
 from vmruntime.model.image import ImageConfig
 
-_NAMES = [
-    "HUP",
-    "INT",
-    "QUIT",
-    "ILL",
-    "TRAP",
-    "ABRT",
-    "BUS",
-    "FPE",
-    "KILL",
-    "USR1",
-    "SEGV",
-    "USR2",
-    "PIPE",
-    "ALRM",
-    "TERM",
-    "STKFLT",
-    "CHLD",
-    "CONT",
-    "STOP",
-    "TSTP",
-    "TTIN",
-    "TTOU",
-    "URG",
-    "XCPU",
-    "XFSZ",
-    "VTALRM",
-    "PROF",
-    "WINCH",
-    "IO",
-    "PWR",
-    "SYS",
-]
-_NUMBERS = {name: number for number, name in enumerate(_NAMES, start=1)}
+_NAMES = """
+    HUP INT QUIT ILL TRAP ABRT BUS FPE KILL USR1 SEGV USR2 PIPE ALRM TERM STKFLT CHLD CONT STOP TSTP TTIN TTOU URG XCPU
+    XFSZ VTALRM PROF WINCH IO PWR SYS
+"""
+_ORDERED = tuple(_NAMES.split())
+_NUMBERS = {name: number for number, name in enumerate(_ORDERED, start=1)}
 _NUMBERS |= {"CLD": _NUMBERS["CHLD"], "IOT": _NUMBERS["ABRT"], "POLL": _NUMBERS["IO"]}
 # The real-time range C programs see; the first two of the kernel's belong to the C library (signal(7)).
 _RTMIN, _RTMAX = 34, 64
@@ -72,8 +44,8 @@ def signal_number(text: str) -> int:
 
 def signal_name(number: int) -> str:
     """Return the name of a signal, SIGTERM or SIGRTMIN+3; empty when there is none of that number."""
-    if 1 <= number <= len(_NAMES):
-        return f"SIG{_NAMES[number - 1]}"
+    if 1 <= number <= len(_ORDERED):
+        return f"SIG{_ORDERED[number - 1]}"
     if number == _RTMIN:
         return "SIGRTMIN"
     if number == _RTMAX:

@@ -1,8 +1,8 @@
 """The whole OCI runtime configuration (runtime-spec 1.0.2 config.json), for crun in the guest.
 
 What is not in it, and why:
- - root.path, cgroupsPath, the mounts of /etc/hosts, /etc/hostname, /etc/resolv.conf and /dev/shm, and the numbers of the
-   user: the agent knows them and fills them in.
+ - root.path, cgroupsPath, the mounts of /etc/hosts, /etc/hostname, /etc/resolv.conf and /dev/shm, and the user's
+   numbers: the agent knows them and fills them in.
  - network, IPC and UTS namespaces, hostname and sysctls: they are the whole guest's, so containers of a pod share them.
  - rlimits: containers have what the agent has, as CRI has no field for them.
  - SELinux labels: the guest has no SELinux. AppArmor: the guest has none either, which "runtime/default" means.

@@ -1,0 +1,107 @@
+"""`vmruntime image`."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+import click
+
+from vmruntime.cli import images, options
+from vmruntime.cli.context import App, pass_app
+from vmruntime.cli.render import add_row, console, plain, print_json, size, table
+from vmruntime.generated import cri_pb2
+
+
+@click.group()
+def image() -> None:
+    """Show, pull, import and remove images."""
+
+
+@image.command("list")
+@options.output("table", "json")
+@click.option("-q", "--quiet", is_flag=True, help="Print the full ids and nothing else.")
+@pass_app
+def list_(app: App, output: str, quiet: bool) -> None:
+    """Show the images on this machine."""
+    client = app.connect()
+    found = client.call(client.image.ListImages, cri_pb2.ListImagesRequest()).images
+    found_sorted = sorted(found, key=lambda item: (list(item.repo_tags) or list(item.repo_digests), item.id))
+    if quiet:
+        for item in found_sorted:
+            click.echo(item.id)
+        return
+    if output == "json":
+        print_json([plain(item) for item in found_sorted])
+        return
+    shown = table("IMAGE", "TAG", "IMAGE ID", "SIZE")
+    for item in found_sorted:
+        for name, tag in _names(item):
+            add_row(shown, name, tag, images.short_image_id(item.id), size(item.size))
+    console().print(shown)
+
+
+@image.command()
+@click.option("-u", "--username", default="", help="Account at the registry; its password is read from stdin.")
+@click.option("-q", "--quiet", is_flag=True, help="Print only the id.")
+@click.argument("reference")
+@pass_app
+def pull(app: App, username: str, quiet: bool, reference: str) -> None:
+    """Pull an image from its registry.
+
+    Layers that are on this machine already are not fetched again.
+
+    \b
+    Example, with a password that does not show in the list of processes:
+      vmruntime image pull -u me registry.example/app:1 <password-file
+    """  # noqa: D301
+    auth = None
+    if username:
+        # Asked for where there is a terminal; a pipe or file gives its first line.
+        password = click.prompt("Password", hide_input=True) if sys.stdin.isatty() else sys.stdin.readline()
+        auth = cri_pb2.AuthConfig(username=username, password=str(password).rstrip("\r\n"))
+    _pull(app, images.local_source(reference) or reference, auth, quiet)
+
+
+@image.command("import")
+@click.option("-q", "--quiet", is_flag=True, help="Print only the id.")
+@click.argument("source")
+@pass_app
+def import_(app: App, quiet: bool, source: str) -> None:
+    """Take an image from this machine's disk.
+
+    SOURCE is an OCI image layout (a directory), an archive of one, or what `docker save` wrote; or one of these
+    with its transport: oci:DIRECTORY[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE. The daemon reads it, so
+    it must be on the daemon's machine.
+    """
+    _pull(app, images.recognise(source), None, quiet)
+
+
+@image.command()
+@click.argument("references", metavar="IMAGE...", nargs=-1, required=True)
+@pass_app
+def rm(app: App, references: tuple[str, ...]) -> None:
+    """Remove images, by name or id; containers that run from them keep what they need."""
+    client = app.connect()
+    # All are looked up before any is touched: a typing mistake removes nothing.
+    found = [images.require(client, reference) for reference in references]
+    for item in found:
+        request = cri_pb2.RemoveImageRequest(image=cri_pb2.ImageSpec(image=item.id))
+        client.call(client.image.RemoveImage, request)
+        click.echo(item.id)
+
+
+def _pull(app: App, reference: str, auth: cri_pb2.AuthConfig | None, quiet: bool) -> None:
+    client = app.connect()
+    began = time.monotonic()
+    pulled = images.pull(client, reference, auth=auth)
+    if not quiet:
+        click.echo(f"{reference}: here after {time.monotonic() - began:.1f} s", err=True)
+    click.echo(pulled)
+
+
+def _names(item: cri_pb2.Image) -> list[tuple[str, str]]:
+    """Return the rows an image has: one a tag, else one a digest."""
+    if item.repo_tags:
+        return [(tag.rpartition(":")[0], tag.rpartition(":")[2]) for tag in item.repo_tags]
+    return [(digest.partition("@")[0], "<none>") for digest in item.repo_digests] or [("<none>", "<none>")]

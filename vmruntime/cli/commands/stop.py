@@ -1,0 +1,35 @@
+"""`vmruntime stop`."""
+
+from __future__ import annotations
+
+import click
+
+from vmruntime.cli.context import App, pass_app
+from vmruntime.cli.lookup import Inventory
+from vmruntime.generated import cri_pb2
+
+
+@click.command()
+@click.option(
+    "-t", "--time", "seconds", type=click.IntRange(min=0), default=10, show_default=True, metavar="SECONDS",
+    help="Time a container has to end by itself before it is killed.",
+)  # fmt: skip
+@click.argument("targets", metavar="POD|CONTAINER...", nargs=-1, required=True)
+@pass_app
+def stop(app: App, seconds: int, targets: tuple[str, ...]) -> None:
+    """Stop pods or containers.
+
+    A pod's containers end first, then its network and its virtual machine are released. What is stopped already is
+    left as it is.
+    """
+    client = app.connect()
+    inventory = Inventory.fetch(client)
+    # All are looked up before any is touched: a typing mistake stops nothing.
+    for target in [inventory.find(text) for text in targets]:
+        is_pod = isinstance(target, cri_pb2.PodSandbox)
+        for container in inventory.of_pod(target.id) if is_pod else [target]:
+            request = cri_pb2.StopContainerRequest(container_id=container.id, timeout=seconds)
+            client.call(client.runtime.StopContainer, request)
+        if is_pod:
+            client.call(client.runtime.StopPodSandbox, cri_pb2.StopPodSandboxRequest(pod_sandbox_id=target.id))
+        click.echo(target.id)

@@ -1,0 +1,42 @@
+"""The image service as CRI sees it: pulls, and imports by a reference that names a file."""
+
+from __future__ import annotations
+
+from vmruntime.errors import NotFound
+from vmruntime.images.service import FsUsage, ImageService
+from vmruntime.model.image import Image, RegistryAuth
+
+IMPORT_TRANSPORTS = ("oci:", "oci-archive:", "docker-archive:")
+"""containers-transports(5) names that PullImage takes besides registry names; CRI has no call to import."""
+
+
+class DaemonImages:
+    """Implements cri.ports.Images."""
+
+    def __init__(self, service: ImageService) -> None:
+        self._service = service
+
+    async def pull(self, reference: str, auth: RegistryAuth | None) -> Image:
+        """Pull from a registry, or import an image from this host's disk."""
+        if not reference.startswith(IMPORT_TRANSPORTS):
+            return await self._service.pull(reference, auth)
+        imported = await self._service.import_archive(reference)
+        if not imported:
+            raise NotFound(f"{reference} holds no image")
+        return imported[0]
+
+    def status(self, reference: str) -> Image | None:
+        """Return an image that is here."""
+        return self._service.status(reference)
+
+    def list(self) -> list[Image]:
+        """Return every image here."""
+        return self._service.list()
+
+    async def remove(self, reference: str) -> None:
+        """Forget an image; one that is not here: success."""
+        await self._service.remove(reference)
+
+    def fs_usage(self) -> FsUsage:
+        """Return what the layers take on disk."""
+        return self._service.fs_usage()
