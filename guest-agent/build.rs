@@ -3,5 +3,8 @@
 fn main() -> std::io::Result<()> {
     let proto = "../proto/agent.proto";
     println!("cargo::rerun-if-changed={proto}");
-    tonic_prost_build::configure().build_client(true).build_transport(false).compile_protos(&[proto], &["../proto"])
+    tonic_prost_build::configure()
+        .build_client(true)
+        .build_transport(false)
+        .compile_protos(&[proto], &["../proto"])
 }

@@ -27,6 +27,7 @@ def main() -> None:
     """Run the demonstration; exit status 0 when nginx answered from another kernel."""
     subprocess.run([str(ROOT / "images" / "demo" / "build.sh"), "nginx"], check=True, stdin=subprocess.DEVNULL)
     with tempfile.TemporaryDirectory(prefix="vmr-", dir="/tmp") as directory:
+        Path(directory).chmod(0o755)  # VMs run unprivileged and pass through
         with running_daemon(Path(directory)) as daemon:
             show(daemon, Path(directory))
 

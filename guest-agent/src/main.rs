@@ -65,9 +65,6 @@ fn run_as_init() -> std::result::Result<Never, error::AgentError> {
         let reaper = Arc::new(Reaper::default());
         let config = Config { mode: Mode::Vm, paths: Paths::new(STATE, CRUN) };
         let agent = Arc::new(Agent::new(config, reaper.clone(), started_us)?);
-        console::line(&format!("T agent {}", clock::uptime_us()));
-        network::bring_up_loopback().await?;
-        console::line(&format!("T lo {}", clock::uptime_us()));
         with_reaper(&reaper, server::serve_vsock(agent, options.port)).await
     })?;
     Err(error::AgentError::Internal("the agent ended".into()))

@@ -63,6 +63,32 @@ pub fn set_window_size(terminal: impl AsFd, columns: u16, rows: u16) -> io::Resu
     check(unsafe { libc::ioctl(terminal.as_fd().as_raw_fd(), libc::TIOCSWINSZ, &raw const size) })
 }
 
+/// Brings the loopback interface up. The oldest interface is the quickest for this: no netlink conversation.
+pub fn bring_up_loopback() -> io::Result<()> {
+    let socket = std::net::UdpSocket::bind((std::net::Ipv4Addr::UNSPECIFIED, 0))?;
+    // SAFETY: a zeroed request is a valid one.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (to, from) in request.ifr_name.iter_mut().zip(b"lo") {
+        *to = from.cast_signed();
+    }
+    request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as libc::c_short;
+    // SAFETY: `request` outlives the call and has a name that ends within it.
+    check(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &raw const request) })
+}
+
+/// Forks. Only for a process with one thread: a lock that another one holds would stay held in the child.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn fork_single_threaded() -> io::Result<Option<i32>> {
+    // SAFETY: as the caller has one thread, the child finds everything as it was.
+    match unsafe { libc::fork() } {
+        -1 => Err(io::Error::last_os_error()),
+        0 => Ok(None),
+        child => Ok(Some(child)),
+    }
+}
+
 /// Owns a descriptor that has just come in a control message.
 pub fn own_received(descriptor: RawFd) -> OwnedFd {
     // SAFETY: the kernel made it for this process with that message; nobody else knows its number.

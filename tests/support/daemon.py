@@ -54,7 +54,7 @@ class Daemon:
         """Start the daemon and wait until it answers Version."""
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "vmruntime.cli.main", "--config", str(self.config), "serve"],
+                [sys.executable, "-m", "vmruntime.daemon", str(self.config)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -58,7 +58,9 @@ impl Cgroup {
         for pid in self.processes() {
             match sys::kill(pid, signal) {
                 Err(error) if error.raw_os_error() != Some(libc::ESRCH) => {
-                    return Err(AgentError::Internal(format!("send signal {signal} to process {pid}: {error}")));
+                    return Err(AgentError::Internal(format!(
+                        "send signal {signal} to process {pid}: {error}"
+                    )));
                 }
                 _ => {}
             }
@@ -89,7 +91,12 @@ impl Cgroup {
         let stat = |name: &str| memory_stat.get(name).copied().unwrap_or_default();
         let memory = self.number("memory.current");
         Numbers {
-            cpu_usage_ns: self.table("cpu.stat").get("usage_usec").copied().unwrap_or_default().saturating_mul(1000),
+            cpu_usage_ns: self
+                .table("cpu.stat")
+                .get("usage_usec")
+                .copied()
+                .unwrap_or_default()
+                .saturating_mul(1000),
             memory,
             working_set: memory.saturating_sub(stat("inactive_file")),
             anonymous: stat("anon"),

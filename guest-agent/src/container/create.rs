@@ -119,8 +119,13 @@ fn identify(agent: &Agent, request: &CreateContainerRequest, spec: &Value) -> Re
     let (spec_uid, spec_gid) = spec::user_ids(spec);
     let mut groups = spec::user_groups(spec);
     groups.extend(&request.supplemental_groups);
-    let wanted =
-        Wanted { user: &request.user, spec_uid, spec_gid, groups: &groups, image_groups: request.image_groups };
+    let wanted = Wanted {
+        user: &request.user,
+        spec_uid,
+        spec_gid,
+        groups: &groups,
+        image_groups: request.image_groups,
+    };
     user::resolve(wanted, &accounts)
 }
 
@@ -151,7 +156,13 @@ fn split(pipe: std::io::Result<(OwnedFd, OwnedFd)>) -> Result<(Option<OwnedFd>, 
 }
 
 /// From here on the container is known, read from and watched. Nothing is awaited, so its exit cannot be missed.
-fn enroll(agent: &Arc<Agent>, request: &CreateContainerRequest, spec: Value, layers: Vec<String>, made: Made) {
+fn enroll(
+    agent: &Arc<Agent>,
+    request: &CreateContainerRequest,
+    spec: Value,
+    layers: Vec<String>,
+    made: Made,
+) {
     let Made { number, streams, outputs } = made;
     let limit = usize::try_from(request.output_buffer_bytes).unwrap_or_default();
     let container = Arc::new(Container::new(Parts {
@@ -193,7 +204,8 @@ fn serials(request: &CreateContainerRequest) -> Result<Vec<String>> {
     let mut serials: Vec<String> = Vec::with_capacity(request.layers.len());
     for layer in &request.layers {
         if !layer.path.is_empty() {
-            let text = format!("layer {:?}: this agent mounts layers from disks only, not from files", layer.path);
+            let text =
+                format!("layer {:?}: this agent mounts layers from disks only, not from files", layer.path);
             return Err(AgentError::Unimplemented(text));
         }
         crate::validate::serial(&layer.serial)?;

@@ -49,7 +49,9 @@ impl Crun {
         let (pid, exit) = started.map_err(|error| format!("run {}: {error}", self.paths.crun().display()))?;
         match timeout(DEADLINE, exit).await {
             Ok(Ok(status)) if status.code() == 0 => Ok(()),
-            Ok(Ok(status)) => Err(explain(verb, status.code(), &fs::read_to_string(log.path()).unwrap_or_default())),
+            Ok(Ok(status)) => {
+                Err(explain(verb, status.code(), &fs::read_to_string(log.path()).unwrap_or_default()))
+            }
             Ok(Err(_)) => Err(format!("crun {verb}: its exit status was lost")),
             Err(_) => {
                 let _ = sys::kill(pid, libc::SIGKILL);
@@ -59,7 +61,12 @@ impl Crun {
     }
 
     /// Runs a verb that starts a process, and reads the process's number.
-    async fn launch(&self, verb: &str, launch: Launch<'_>, mut arguments: Vec<OsString>) -> Result<i32, RuntimeError> {
+    async fn launch(
+        &self,
+        verb: &str,
+        launch: Launch<'_>,
+        mut arguments: Vec<OsString>,
+    ) -> Result<i32, RuntimeError> {
         let pid_file = self.temporary("pid");
         arguments.extend(["--pid-file".into(), pid_file.path().into()]);
         if let Some(console) = launch.console {

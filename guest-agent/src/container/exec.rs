@@ -64,7 +64,11 @@ impl From<AgentError> for Refusal {
 ///
 /// # Errors
 /// `Refusal` says whether the call or the program is to blame.
-pub async fn start(agent: &Agent, container: &Container, start: &ExecStart) -> std::result::Result<Session, Refusal> {
+pub async fn start(
+    agent: &Agent,
+    container: &Container,
+    start: &ExecStart,
+) -> std::result::Result<Session, Refusal> {
     let description = agent.temporary_path("process.json");
     let process = process(&container.process, start).to_string();
     fs::write(&description, process).context(|| format!("write {}", description.display()))?;
@@ -171,7 +175,11 @@ impl Session {
     }
 
     /// Starts passing on output; each answer is awaited, so a slow client slows the process down.
-    pub fn drain(&mut self, answers: &Answers, exited: &watch::Receiver<bool>) -> Vec<tokio::task::JoinHandle<()>> {
+    pub fn drain(
+        &mut self,
+        answers: &Answers,
+        exited: &watch::Receiver<bool>,
+    ) -> Vec<tokio::task::JoinHandle<()>> {
         let outputs = std::mem::take(&mut self.outputs);
         let spawn = |(source, wrap)| tokio::spawn(drain(source, wrap, answers.clone(), exited.clone()));
         outputs.into_iter().map(spawn).collect()
@@ -243,7 +251,8 @@ mod tests {
 
     #[test]
     fn an_exec_is_the_containers_process_with_other_arguments() {
-        let container = json!({"args": ["a"], "cwd": "/x", "user": {"uid": 1}, "consoleSize": {"width": 1, "height": 1}});
+        let container =
+            json!({"args": ["a"], "cwd": "/x", "user": {"uid": 1}, "consoleSize": {"width": 1, "height": 1}});
         let start = ExecStart { args: vec!["b".into(), "c".into()], ..ExecStart::default() };
         let expected = json!({"args": ["b", "c"], "cwd": "/x", "user": {"uid": 1}, "terminal": false});
         assert_eq!(process(&container, &start), expected);

@@ -65,7 +65,10 @@ impl Accounts {
 
     /// Groups that list a user as their member.
     pub fn groups_of<'a>(&'a self, name: &'a str) -> impl Iterator<Item = u32> + 'a {
-        self.groups.iter().filter(move |group| group.members.iter().any(|member| member == name)).map(|group| group.gid)
+        self.groups
+            .iter()
+            .filter(move |group| group.members.iter().any(|member| member == name))
+            .map(|group| group.gid)
     }
 }
 
@@ -94,7 +97,9 @@ fn read_inside(rootfs: &Path, path: &str) -> Result<String> {
     let root = open(rootfs, directory, Mode::empty()).context(|| format!("open {}", rootfs.display()))?;
     // A FIFO must not make the agent wait for a writer.
     let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
-    let how = OpenHow::new().flags(flags).resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS);
+    let how = OpenHow::new()
+        .flags(flags)
+        .resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS);
     let file = match openat2(root, path, how) {
         Ok(descriptor) => File::from(descriptor),
         Err(Errno::ENOENT | Errno::ENOTDIR) => return Ok(String::new()),

@@ -21,7 +21,11 @@ pub struct Registry {
 
 impl Default for Registry {
     fn default() -> Self {
-        Self { containers: Mutex::default(), gates: Mutex::default(), changes: broadcast::Sender::new(BACKLOG) }
+        Self {
+            containers: Mutex::default(),
+            gates: Mutex::default(),
+            changes: broadcast::Sender::new(BACKLOG),
+        }
     }
 }
 

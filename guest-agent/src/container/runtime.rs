@@ -44,7 +44,9 @@ impl From<RuntimeError> for AgentError {
     fn from(error: RuntimeError) -> Self {
         let text = error.to_string();
         match error {
-            RuntimeError::Other(_) if text.contains("No space left on device") => Self::ResourceExhausted(text),
+            RuntimeError::Other(_) if text.contains("No space left on device") => {
+                Self::ResourceExhausted(text)
+            }
             RuntimeError::Other(_) => Self::Internal(text),
             _ => Self::InvalidArgument(text),
         }

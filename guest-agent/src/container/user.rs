@@ -57,7 +57,9 @@ fn find_user<'a>(text: &str, accounts: &'a Accounts) -> Result<(u32, Option<&'a 
     }
     match text.parse() {
         Ok(uid) => Ok((uid, accounts.user_with_id(uid))),
-        Err(_) => Err(AgentError::InvalidArgument(format!("user {text:?} is not in the image's /etc/passwd"))),
+        Err(_) => {
+            Err(AgentError::InvalidArgument(format!("user {text:?} is not in the image's /etc/passwd")))
+        }
     }
 }
 
@@ -98,7 +100,8 @@ mod tests {
 
     #[test]
     fn unknown_names_are_named() {
-        let failure = |user| resolve(Wanted { user, ..Wanted::default() }, &accounts()).unwrap_err().to_string();
+        let failure =
+            |user| resolve(Wanted { user, ..Wanted::default() }, &accounts()).unwrap_err().to_string();
         assert_eq!(failure("nobody"), "user \"nobody\" is not in the image's /etc/passwd");
         assert_eq!(failure("www:nope"), "group \"nope\" is not in the image's /etc/group");
         assert!(failure("-1").contains("-1"));

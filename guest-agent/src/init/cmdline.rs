@@ -45,6 +45,9 @@ mod tests {
             CommandLine::parse("console=hvc0 vmruntime.port=77 vmruntime.log=debug\n"),
             CommandLine { port: 77, log: LevelFilter::Debug }
         );
-        assert_eq!(CommandLine::parse("vmruntime.port=x"), CommandLine { port: 1024, log: LevelFilter::Warn });
+        assert_eq!(
+            CommandLine::parse("vmruntime.port=x"),
+            CommandLine { port: 1024, log: LevelFilter::Warn }
+        );
     }
 }

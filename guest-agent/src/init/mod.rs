@@ -7,28 +7,43 @@ pub mod power;
 pub mod reaper;
 mod root;
 
-use crate::console;
+use nix::sys::resource::{Resource, setrlimit};
+
 use crate::error::Result;
+use crate::{console, sys};
 use cmdline::CommandLine;
+
+const OPEN_FILES_SOFT: u64 = 65_536;
+const OPEN_FILES_HARD: u64 = 1_048_576;
 
 /// Turns a freshly booted kernel into a place where the agent and containers can run.
 ///
 /// # Errors
 /// When something is missing without which no container can run.
 pub fn prepare() -> Result<CommandLine> {
-    let t0 = crate::clock::uptime_us();
     mounts::kernel_file_systems()?;
-    let t1 = crate::clock::uptime_us();
     mounts::open_console();
     let options = CommandLine::read();
     console::start(options.log);
-    console::line(&format!("T fs {} {}", t1-t0, crate::clock::uptime_us()));
     modules::load_all();
     root::leave_initramfs()?;
-    console::line(&format!("T root {}", crate::clock::uptime_us()));
     mounts::directories()?;
-    console::line(&format!("T dirs {}", crate::clock::uptime_us()));
     mounts::delegate_cgroups()?;
-    console::line(&format!("T cg {}", crate::clock::uptime_us()));
+    raise_limits();
+    bring_up_loopback();
     Ok(options)
+}
+
+/// Each container costs the agent some descriptors. The hard limit is what containers may raise theirs to, unless
+/// their spec says otherwise.
+fn raise_limits() {
+    if let Err(error) = setrlimit(Resource::RLIMIT_NOFILE, OPEN_FILES_SOFT, OPEN_FILES_HARD) {
+        log::warn!("raise the limit of open files: {error}");
+    }
+}
+
+fn bring_up_loopback() {
+    if let Err(error) = sys::bring_up_loopback() {
+        log::warn!("bring up lo: {error}");
+    }
 }

@@ -38,7 +38,12 @@ const KERNEL: &[Entry] = &[
 ];
 
 const DIRECTORIES: &[Entry] = &[
-    entry("devpts", "/dev/pts", MsFlags::MS_NOSUID.union(MsFlags::MS_NOEXEC), "ptmxmode=0666,mode=0620,gid=5"),
+    entry(
+        "devpts",
+        "/dev/pts",
+        MsFlags::MS_NOSUID.union(MsFlags::MS_NOEXEC),
+        "ptmxmode=0666,mode=0620,gid=5",
+    ),
     entry("tmpfs", "/run", STRICT, "mode=0755"),
     entry("tmpfs", "/tmp", STRICT, "mode=1777"),
     entry("cgroup2", CGROUP_ROOT, SECURE, "nsdelegate"),
@@ -73,9 +78,8 @@ fn mount_entry(entry: &Entry) -> Result<()> {
 
 /// Points the standard streams at the console, or the kernel log where there is none.
 pub fn open_console() {
-    let output = ["/dev/console", "/dev/kmsg"]
-        .iter()
-        .find_map(|path| OpenOptions::new().write(true).open(path).ok());
+    let output =
+        ["/dev/console", "/dev/kmsg"].iter().find_map(|path| OpenOptions::new().write(true).open(path).ok());
     if let Some(output) = output {
         let _ = dup2_stdout(&output);
         let _ = dup2_stderr(&output);
@@ -97,6 +101,10 @@ fn enable_controllers(group: &str) -> Result<()> {
     let available = format!("{group}/cgroup.controllers");
     let available = fs::read_to_string(&available).context(|| format!("read {available}"))?;
     let control = format!("{group}/cgroup.subtree_control");
+    let all: Vec<String> = available.split_ascii_whitespace().map(|name| format!("+{name}")).collect();
+    if fs::write(&control, all.join(" ")).is_ok() {
+        return Ok(());
+    }
     // One at a time: a controller that cannot be had must not take the others with it.
     for controller in available.split_ascii_whitespace() {
         if let Err(error) = fs::write(&control, format!("+{controller}")) {

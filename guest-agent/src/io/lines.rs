@@ -95,8 +95,7 @@ mod tests {
     fn a_longer_line_is_cut() {
         let mut line = vec![b'x'; 2 * LONGEST + 1];
         line.push(b'\n');
-        let expected =
-            [(vec![b'x'; LONGEST], true), (vec![b'x'; LONGEST], true), (vec![b'x'; 1], false)];
+        let expected = [(vec![b'x'; LONGEST], true), (vec![b'x'; LONGEST], true), (vec![b'x'; 1], false)];
         assert_eq!(cut(&[&line]), expected);
         let bytes: Vec<&[u8]> = line.chunks(1).collect();
         assert_eq!(cut(&bytes), expected);

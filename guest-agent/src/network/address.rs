@@ -60,7 +60,12 @@ impl Interface {
     pub fn parse(message: &proto::Interface) -> Result<Self> {
         let name = message.name.clone();
         let odd = |byte: u8| !byte.is_ascii_graphic() || matches!(byte, b'/' | b':');
-        if name.is_empty() || name.len() > LONGEST_NAME || name.bytes().any(odd) || name == "." || name == ".." {
+        if name.is_empty()
+            || name.len() > LONGEST_NAME
+            || name.bytes().any(odd)
+            || name == "."
+            || name == ".."
+        {
             return Err(AgentError::InvalidArgument(format!("{name:?} cannot be an interface's name")));
         }
         let addresses = message.addresses.iter().map(|text| Cidr::parse(text)).collect::<Result<_>>()?;
@@ -94,12 +99,13 @@ impl Route {
     /// `InvalidArgument` naming the part that cannot be parsed.
     pub fn parse(message: &proto::Route) -> Result<Self> {
         let destination = Cidr::parse(&message.destination)?;
-        let gateway = match message.gateway.as_str() {
-            "" => None,
-            text => Some(text.parse::<IpAddr>().map_err(|_| {
-                AgentError::InvalidArgument(format!("{text:?} is not a gateway's address"))
-            })?),
-        };
+        let gateway =
+            match message.gateway.as_str() {
+                "" => None,
+                text => Some(text.parse::<IpAddr>().map_err(|_| {
+                    AgentError::InvalidArgument(format!("{text:?} is not a gateway's address"))
+                })?),
+            };
         if gateway.is_some_and(|gateway| gateway.is_ipv4() != destination.address.is_ipv4()) {
             return Err(AgentError::InvalidArgument(format!(
                 "the route to {destination} has a gateway of the other IP version"

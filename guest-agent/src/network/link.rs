@@ -47,7 +47,8 @@ impl Netlink {
             let links = self.links().await?;
             let indices: BTreeMap<_, _> =
                 links.iter().filter_map(|link| Some((mac_of(link)?, link.header.index))).collect();
-            let Some(missing) = interfaces.iter().find(|interface| !indices.contains_key(&interface.mac)) else {
+            let Some(missing) = interfaces.iter().find(|interface| !indices.contains_key(&interface.mac))
+            else {
                 return Ok(indices);
             };
             if timeout_at(end, self.changes.next()).await.is_err() {
@@ -88,7 +89,9 @@ impl Netlink {
         if interface.mtu != 0 {
             let message = LinkUnspec::new_with_index(index).mtu(interface.mtu).build();
             let changed = self.handle.link().set(message).execute().await;
-            changed.map_err(|error| failed(&format!("set MTU {} on {}", interface.mtu, interface.name), error))?;
+            changed.map_err(|error| {
+                failed(&format!("set MTU {} on {}", interface.mtu, interface.name), error)
+            })?;
         }
         for cidr in &interface.addresses {
             let mut request = self.handle.address().add(index, cidr.address, cidr.prefix).replace();
@@ -99,15 +102,9 @@ impl Netlink {
             let added = request.execute().await;
             added.map_err(|error| failed(&format!("add address {cidr} to {}", interface.name), error))?;
         }
-        self.set_up(&interface.name, index).await
-    }
-
-    /// # Errors
-    /// When the kernel refuses.
-    pub async fn set_up(&self, name: &str, index: u32) -> Result<()> {
         let message = LinkUnspec::new_with_index(index).up().build();
         let changed = self.handle.link().set(message).execute().await;
-        changed.map_err(|error| failed(&format!("bring up {name}"), error))
+        changed.map_err(|error| failed(&format!("bring up {}", interface.name), error))
     }
 
     /// Adds a route. `on_link` says that the gateway is reached directly although no address's network has it.

@@ -13,15 +13,6 @@ use crate::proto;
 use address::{Cidr, Interface, Route};
 use link::Netlink;
 
-/// Makes the host part of the loopback interface work.
-///
-/// # Errors
-/// When the kernel has no network at all.
-pub async fn bring_up_loopback() -> Result<()> {
-    let netlink = Netlink::connect().context(|| "open a netlink socket")?;
-    netlink.set_up("lo", 1).await
-}
-
 /// Waits for the interfaces, names and addresses them and sets the routes. Doing it again changes nothing.
 ///
 /// # Errors

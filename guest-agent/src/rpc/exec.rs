@@ -53,7 +53,9 @@ async fn serve(
         Err(Refusal::Call(error)) => Err(error),
         Err(Refusal::Program(error)) => match container.require(Phase::Running) {
             Err(ended_meanwhile) => Err(ended_meanwhile),
-            Ok(()) => Ok(ExecExited { exit_code: error.exit_code(), timed_out: false, error: error.to_string() }),
+            Ok(()) => {
+                Ok(ExecExited { exit_code: error.exit_code(), timed_out: false, error: error.to_string() })
+            }
         },
     };
     let _ = match outcome {

@@ -71,19 +71,31 @@ impl Rpc for Service {
         to_the_end(setup_sandbox::call(self.0.clone(), request.into_inner())).await
     }
 
-    async fn create_container(&self, request: Request<CreateContainerRequest>) -> Answer<CreateContainerResponse> {
+    async fn create_container(
+        &self,
+        request: Request<CreateContainerRequest>,
+    ) -> Answer<CreateContainerResponse> {
         to_the_end(create_container::call(self.0.clone(), request.into_inner())).await
     }
 
-    async fn start_container(&self, request: Request<StartContainerRequest>) -> Answer<StartContainerResponse> {
+    async fn start_container(
+        &self,
+        request: Request<StartContainerRequest>,
+    ) -> Answer<StartContainerResponse> {
         to_the_end(start_container::call(self.0.clone(), request.into_inner())).await
     }
 
-    async fn signal_container(&self, request: Request<SignalContainerRequest>) -> Answer<SignalContainerResponse> {
+    async fn signal_container(
+        &self,
+        request: Request<SignalContainerRequest>,
+    ) -> Answer<SignalContainerResponse> {
         Ok(Response::new(signal_container::call(&self.0, request.get_ref())?))
     }
 
-    async fn delete_container(&self, request: Request<DeleteContainerRequest>) -> Answer<DeleteContainerResponse> {
+    async fn delete_container(
+        &self,
+        request: Request<DeleteContainerRequest>,
+    ) -> Answer<DeleteContainerResponse> {
         to_the_end(delete_container::call(self.0.clone(), request.into_inner())).await
     }
 
@@ -95,7 +107,10 @@ impl Rpc for Service {
         Ok(Response::new(events::call(&self.0)))
     }
 
-    async fn read_output(&self, request: Request<Streaming<ReadOutputRequest>>) -> Answer<Self::ReadOutputStream> {
+    async fn read_output(
+        &self,
+        request: Request<Streaming<ReadOutputRequest>>,
+    ) -> Answer<Self::ReadOutputStream> {
         Ok(Response::new(read_output::call(&self.0, request.into_inner()).await?))
     }
 

@@ -33,7 +33,8 @@ pub async fn call(agent: Arc<Agent>, request: SetupSandboxRequest) -> Result<Set
         set_machine(&request)?;
         phases.mark("machine");
     }
-    let (storage, network) = tokio::join!(storage(&agent, &request, &mut progress), network(&agent, &request));
+    let (storage, network) =
+        tokio::join!(storage(&agent, &request, &mut progress), network(&agent, &request));
     phases.extend(storage?);
     phases.extend(network?);
     if agent.in_vm() {
@@ -52,7 +53,8 @@ pub async fn call(agent: Arc<Agent>, request: SetupSandboxRequest) -> Result<Set
 fn set_machine(request: &SetupSandboxRequest) -> Result<()> {
     if request.time_unix_ns != 0 {
         let second = 1_000_000_000;
-        let time = TimeSpec::new(request.time_unix_ns.div_euclid(second), request.time_unix_ns.rem_euclid(second));
+        let time =
+            TimeSpec::new(request.time_unix_ns.div_euclid(second), request.time_unix_ns.rem_euclid(second));
         clock_settime(ClockId::CLOCK_REALTIME, time).context(|| "set the clock")?;
     }
     if request.entropy.len() > MOST_ENTROPY {
@@ -63,12 +65,17 @@ fn set_machine(request: &SetupSandboxRequest) -> Result<()> {
         sys::add_entropy(pool, &request.entropy).context(|| "add entropy")?;
     }
     if !request.hostname.is_empty() {
-        nix::unistd::sethostname(&request.hostname).context(|| format!("set the hostname {:?}", request.hostname))?;
+        nix::unistd::sethostname(&request.hostname)
+            .context(|| format!("set the hostname {:?}", request.hostname))?;
     }
     Ok(())
 }
 
-async fn storage(agent: &Agent, request: &SetupSandboxRequest, progress: &mut Progress) -> Result<Vec<Phase>> {
+async fn storage(
+    agent: &Agent,
+    request: &SetupSandboxRequest,
+    progress: &mut Progress,
+) -> Result<Vec<Phase>> {
     let mut phases = Phases::start();
     let (paths, mounter) = (&agent.config.paths, agent.mounter.as_ref());
     if !progress.shm {

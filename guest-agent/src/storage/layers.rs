@@ -145,7 +145,8 @@ impl LayerStore {
 }
 
 fn free_number(layers: &BTreeMap<String, Layer>) -> u32 {
-    let used = |number| layers.values().flat_map(|layer| &layer.mounted).any(|mounted| mounted.number == number);
+    let used =
+        |number| layers.values().flat_map(|layer| &layer.mounted).any(|mounted| mounted.number == number);
     (0..).find(|number| !used(*number)).unwrap_or(u32::MAX)
 }
 

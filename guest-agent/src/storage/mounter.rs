@@ -37,7 +37,8 @@ impl Mounter for SystemMounter {
     }
 
     fn unmount(&self, target: &Path) -> Result<()> {
-        nix::mount::umount2(target, MntFlags::UMOUNT_NOFOLLOW).context(|| format!("unmount {}", target.display()))
+        nix::mount::umount2(target, MntFlags::UMOUNT_NOFOLLOW)
+            .context(|| format!("unmount {}", target.display()))
     }
 }
 

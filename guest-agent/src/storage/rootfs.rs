@@ -32,7 +32,13 @@ pub fn assemble(paths: &Paths, id: &str, layers: &[PathBuf], mounter: &dyn Mount
     let options = options(&layers, &upper, &work)?;
     let target = paths.rootfs(id);
     fs::create_dir_all(&target).context(|| format!("create {}", target.display()))?;
-    mounter.mount(Mount { source: "overlay", target: &target, kind: "overlay", flags: MsFlags::empty(), options: &options })
+    mounter.mount(Mount {
+        source: "overlay",
+        target: &target,
+        kind: "overlay",
+        flags: MsFlags::empty(),
+        options: &options,
+    })
 }
 
 /// Unmounts and removes what `assemble` made. Goes on after an error, since what is left is worth removing too.
@@ -74,7 +80,10 @@ fn options(layers: &[PathBuf], upper: &Path, work: &Path) -> Result<String> {
         work.display()
     );
     if options.len() > OPTIONS_LIMIT {
-        return Err(AgentError::InvalidArgument(format!("{} layers are more than can be stacked", layers.len())));
+        return Err(AgentError::InvalidArgument(format!(
+            "{} layers are more than can be stacked",
+            layers.len()
+        )));
     }
     Ok(options)
 }

@@ -20,7 +20,13 @@ pub async fn mount_disk(paths: &Paths, serial: &str, mounter: &dyn Mounter) -> R
     fs::create_dir_all(&target).context(|| format!("create {}", target.display()))?;
     if serial.is_empty() {
         let flags = MsFlags::empty();
-        return mounter.mount(Mount { source: "scratch", target: &target, kind: "tmpfs", flags, options: "mode=0711" });
+        return mounter.mount(Mount {
+            source: "scratch",
+            target: &target,
+            kind: "tmpfs",
+            flags,
+            options: "mode=0711",
+        });
     }
     let disk = Disks::default().wait(serial).await?;
     let device = disk.device();

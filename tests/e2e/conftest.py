@@ -1,0 +1,83 @@
+"""One daemon for the tests of this folder, real images on a real registry's format, and a leak check after every test."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.daemon import Daemon, running_daemon
+
+
+@pytest.fixture(scope="session")
+def base() -> Iterator[Path]:
+    """A short directory, because unix socket paths are short."""
+    with tempfile.TemporaryDirectory(prefix="vmr-", dir="/tmp") as directory:
+        Path(directory).chmod(0o755)  # VMs run unprivileged and pass through
+        yield Path(directory)
+
+
+@pytest.fixture(scope="session")
+def busybox(base: Path) -> str:
+    """An OCI layout with a static BusyBox, as an import reference."""
+    layout, bundle = base / "busybox", base / "bundle"
+    for command in (
+        ["umoci", "init", "--layout", str(layout)],
+        ["umoci", "new", "--image", f"{layout}:1"],
+        ["umoci", "unpack", "--image", f"{layout}:1", str(bundle)],
+    ):
+        subprocess.run(command, check=True, capture_output=True)
+    root = bundle / "rootfs"
+    for name in ("bin", "etc", "tmp"):
+        (root / name).mkdir(exist_ok=True)
+    shutil.copy("/bin/busybox", root / "bin" / "busybox")
+    for applet in "sh cat echo id sleep uname hostname head yes ip ping wget nc ls kill true false ps".split():
+        (root / "bin" / applet).symlink_to("busybox")
+    (root / "etc" / "passwd").write_text("root:x:0:0::/root:/bin/sh\nweb:x:1001:1002::/srv:/bin/sh\n")
+    (root / "etc" / "group").write_text("root:x:0:\nweb:x:1002:\n")
+    subprocess.run(["umoci", "repack", "--image", f"{layout}:1", str(bundle)], check=True, capture_output=True)
+    return f"oci:{layout}:1"
+
+
+@pytest.fixture(scope="session")
+def daemon(base: Path) -> Iterator[Daemon]:
+    """A running daemon."""
+    with running_daemon(base / "d") as daemon:
+        yield daemon
+
+
+def owned_by(daemon: Daemon) -> list[str]:
+    """Return what a daemon has on the host besides images: processes, namespaces, files, cgroups."""
+    found = [path.name for path in Path("/run/netns").glob("vmrt-*")] if Path("/run/netns").is_dir() else []
+    marker = str(daemon.run).encode()
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            line = (process / "cmdline").read_bytes()
+        except OSError:
+            continue
+        if marker in line and b"serve" not in line:
+            found.append(line.replace(b"\0", b" ").decode(errors="replace")[:120])
+    for directory in (daemon.run / "sandboxes", daemon.run / "logs", daemon.root / "pods", daemon.root / "cni"):
+        found += [str(path) for path in directory.glob("*")]
+    found += [str(path) for path in Path("/sys/fs/cgroup").glob("*/vmruntime/vmruntime-*")]
+    found += [str(path) for path in Path("/sys/fs/cgroup").glob("vmruntime/vmruntime-*")]
+    mounts = Path("/proc/self/mountinfo").read_text()
+    found += [line for line in mounts.splitlines() if str(daemon.base) in line]
+    return found
+
+
+@pytest.fixture(autouse=True)
+def no_leaks(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fail a test after which something is left on the host."""
+    if "daemon" not in request.fixturenames:
+        yield
+        return
+    daemon: Daemon = request.getfixturevalue("daemon")
+    before = owned_by(daemon)
+    yield
+    daemon.remove_everything()
+    assert [one for one in owned_by(daemon) if one not in before] == []
