@@ -35,7 +35,7 @@ def main() -> None:
 def show(daemon: Daemon, base: Path) -> None:
     """Run the pod and print what it answers."""
     print(f"daemon: pid {daemon.pid}, CRI socket {daemon.socket}")
-    reference = f"oci-archive:{IMAGE}"
+    reference = f"oci-archive:{IMAGE}:demo.local/nginx:1"
     pulled = daemon.images.PullImage(cri_pb2.PullImageRequest(image=cri_pb2.ImageSpec(image=reference)))
     print(f"image:  {pulled.image_ref}")
     sandbox = sandbox_config("demo", base)
@@ -52,9 +52,11 @@ def show(daemon: Daemon, base: Path) -> None:
     address = daemon.runtime.PodSandboxStatus(cri_pb2.PodSandboxStatusRequest(pod_sandbox_id=pod)).status.network.ip
     print(f"pod:    {pod[:13]} at {address}: VM ready in {ready - began:.2f} s, container in {started - ready:.2f} s")
     page = fetch(f"http://{address}/")
-    kernel = daemon.runtime.ExecSync(
-        cri_pb2.ExecSyncRequest(container_id=container, cmd=["uname", "-r"], timeout=10)
-    ).stdout.decode().strip()
+    kernel = (
+        daemon.runtime.ExecSync(cri_pb2.ExecSyncRequest(container_id=container, cmd=["uname", "-r"], timeout=10))
+        .stdout.decode()
+        .strip()
+    )
     print(f"nginx:  {page.strip().splitlines()[0]}")
     print(f"kernel: {kernel} in the pod, {os.uname().release} on the host")
     if kernel == os.uname().release:

@@ -117,9 +117,7 @@ async def test_containers_in_one_guest(guest: ContainerVm, busybox_layer: Path) 
     await guest.agent.signal("user", 9, everyone=True)
     assert (await ended(guest, "user")).exit_code == 137
 
-    hog = container(
-        "hog", ["/bin/sh", "-c", "x=$(yes | head -c 200000000)"], resources={"memory": {"limit": 16 << 20}}
-    )
+    hog = container("hog", ["/bin/sh", "-c", "x=$(yes | head -c 200000000)"], resources={"memory": {"limit": 16 << 20}})
     await guest.agent.create(hog)
     await guest.agent.start("hog")
     assert (await ended(guest, "hog")).oom_killed

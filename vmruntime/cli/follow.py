@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable
 
@@ -21,7 +22,7 @@ RESTART_PATIENCE = 60.0
 
 def printer(*, timestamps: bool = False) -> Printer:
     """Return a printer on the present stdout and stderr."""
-    return Printer(click.get_binary_stream("stdout"), click.get_binary_stream("stderr"), timestamps=timestamps)
+    return Printer(sys.stdout.buffer, sys.stderr.buffer, timestamps=timestamps)
 
 
 def status_of(client: Client, container_id: str, *, timeout: float | None = None) -> cri_pb2.ContainerStatus:

@@ -9,6 +9,7 @@ from typing import IO, Any
 
 import click
 
+from vmruntime import __version__
 from vmruntime.cli.commands.completion import completion
 from vmruntime.cli.commands.console import console
 from vmruntime.cli.commands.doctor import doctor
@@ -78,7 +79,7 @@ class Commands(click.Group):
     help="CRI socket of the daemon, instead of the configured one.",
 )
 @click.option("--debug", is_flag=True, help="Show the traceback of a failure.")
-@click.version_option(package_name="vmruntime", message="%(prog)s %(version)s")
+@click.version_option(__version__, prog_name="vmruntime", message="%(prog)s %(version)s")
 @click.pass_context
 def main(ctx: click.Context, config: Path | None, address: str, debug: bool) -> None:
     """Run each pod in a virtual machine of its own.

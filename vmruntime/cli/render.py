@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 import click
@@ -96,7 +97,7 @@ def plain(message: Message) -> dict[str, Any]:
     return shown
 
 
-def info(values: dict[str, str]) -> dict[str, Any]:
+def info(values: Mapping[str, str]) -> dict[str, Any]:
     """Return a verbose status's info, whose values are JSON by convention."""
     decoded: dict[str, Any] = {}
     for key, value in values.items():

@@ -27,19 +27,29 @@ NO_DEADLINE = 30 * 24 * 3600.0
 
 _HOST_POLICIES = (Path("/etc/containers/policy.json"), Path("/usr/share/containers/policy.json"))
 # What a helper needs of the daemon's environment; the rest (tokens, homes) is none of its business.
-_KEPT = ("PATH", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy", "SSL_CERT_FILE")
-_KEPT_TOO = ("SSL_CERT_DIR", "GODEBUG", "LD_LIBRARY_PATH", "TZ")
+_KEPT = (
+    "PATH",
+    *("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy"),
+    *("SSL_CERT_FILE", "SSL_CERT_DIR", "TZ"),
+)
 
 
 class Session:
     """One pull's way to skopeo: a private home with the credentials, gone when the pull ends."""
 
     def __init__(
-        self, settings: ImageSettings, platform: Platform, home: Path, secrets: Sequence[str], tls_verify: bool | None
+        self,
+        settings: ImageSettings,
+        platform: Platform,
+        home: Path,
+        policy: list[str],
+        secrets: Sequence[str],
+        tls_verify: bool | None,
     ) -> None:
         self._settings = settings
         self._platform = platform
         self._home = home
+        self._policy = policy
         self._secrets = secrets
         self._tls_verify = tls_verify
 
@@ -99,7 +109,7 @@ class Session:
         argv = ["skopeo", "--override-os", "linux", "--override-arch", self._platform.architecture]
         if self._settings.registries_conf:
             argv += ["--registries-conf", self._settings.registries_conf]
-        return argv + policy_options(self._settings.policy)
+        return argv + self._policy
 
     def _source_options(self, tls_flag: str) -> list[str]:
         options = ["--authfile", str(self._home / "auth.json")]
@@ -108,7 +118,7 @@ class Session:
         return options
 
     def _environment(self, scratch: Path) -> dict[str, str]:
-        environment = {name: os.environ[name] for name in (*_KEPT, *_KEPT_TOO) if name in os.environ}
+        environment = {name: os.environ[name] for name in _KEPT if name in os.environ}
         # A home of our own keeps credentials and policies of the daemon's user out of pulls.
         home = str(self._home)
         return environment | {
@@ -141,7 +151,8 @@ async def session(
     """
     async with homes.directory() as home:
         await in_thread(lambda: _write_private(home / "auth.json", auth_file))
-        yield Session(settings, platform, home, secrets, tls_verify)
+        policy = await in_thread(lambda: policy_options(settings.policy))
+        yield Session(settings, platform, home, policy, secrets, tls_verify)
 
 
 def policy_options(policy: str, host_policies: tuple[Path, ...] = _HOST_POLICIES) -> list[str]:

@@ -258,7 +258,7 @@ mod tests {
         assert_eq!(process(&container, &start), expected);
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn output_held_open_ends_in_silence() {
         let (read_end, _held_open) = pipe().unwrap();
         let (answers, mut received) = mpsc::channel(4);

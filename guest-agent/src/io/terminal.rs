@@ -72,10 +72,10 @@ fn take_descriptor(socket: RawFd) -> io::Result<OwnedFd> {
     let mut control = nix::cmsg_space!([RawFd; 1]);
     let message = recvmsg::<()>(socket, &mut iov, Some(&mut control), MsgFlags::MSG_CMSG_CLOEXEC)?;
     for item in message.cmsgs()? {
-        if let ControlMessageOwned::ScmRights(descriptors) = item {
-            if let Some(descriptor) = descriptors.first() {
-                return Ok(sys::own_received(*descriptor));
-            }
+        if let ControlMessageOwned::ScmRights(descriptors) = item
+            && let Some(descriptor) = descriptors.first()
+        {
+            return Ok(sys::own_received(*descriptor));
         }
     }
     Err(io::Error::new(io::ErrorKind::InvalidData, "the message carried no descriptor"))

@@ -12,6 +12,8 @@ mod shutdown;
 mod signal_container;
 mod start_container;
 mod stats;
+#[cfg(test)]
+mod tests;
 
 use std::future::Future;
 use std::sync::Arc;

@@ -4,6 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
 use tokio::time::{Instant, sleep, timeout};
@@ -43,14 +44,14 @@ impl Disk {
     }
 
     /// An exclusive open fails as long as a file system is on the disk; mounts in a dying namespace may hold it for
-    /// a moment.
+    /// a moment. A disk that has left is unused, too.
     async fn wait_unused(&self) -> Result<()> {
         let device = self.device();
         let flags = OFlag::O_RDONLY | OFlag::O_EXCL | OFlag::O_CLOEXEC;
         let end = Instant::now() + LET_GO;
         loop {
             match open(&device, flags, Mode::empty()) {
-                Ok(_) => return Ok(()),
+                Ok(_) | Err(Errno::ENOENT | Errno::ENXIO | Errno::ENODEV) => return Ok(()),
                 Err(error) if Instant::now() >= end => {
                     return Err(error).context(|| format!("wait for disk {} to be unused", self.name));
                 }

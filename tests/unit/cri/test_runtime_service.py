@@ -231,9 +231,7 @@ async def test_short_ids(rig: Rig) -> None:
     first, _ = await rig.sandbox("one"), await rig.sandbox("two")
     status = await rig.runtime.PodSandboxStatus(cri.PodSandboxStatusRequest(pod_sandbox_id=first[:4]))
     assert status.status.id == first
-    code, details = await refused(
-        rig.runtime.PodSandboxStatus(cri.PodSandboxStatusRequest(pod_sandbox_id="000"))
-    )
+    code, details = await refused(rig.runtime.PodSandboxStatus(cri.PodSandboxStatusRequest(pod_sandbox_id="000")))
     assert (code, "several ids" in details) == (Code.INVALID_ARGUMENT, True)
     code, _ = await refused(rig.runtime.PodSandboxStatus(cri.PodSandboxStatusRequest(pod_sandbox_id="9")))
     assert code is Code.NOT_FOUND

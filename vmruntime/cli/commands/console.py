@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 
 import click
@@ -28,7 +29,7 @@ def console(app: App, follow: bool, pod: str) -> None:
     client = app.connect()
     found = Inventory.fetch(client).find_pod(pod)
     path = app.paths.sandbox(found.id) / "console.log"
-    output = click.get_binary_stream("stdout")
+    output = sys.stdout.buffer
     try:
         with path.open("rb", buffering=0) as file:
             while True:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import click
 
 from vmruntime.cli import options
@@ -36,7 +38,7 @@ def exec_(ctx: click.Context, app: App, container: str, timeout: int, target: st
     found = Inventory.fetch(client).find_container(target, container, running=True)
     request = cri_pb2.ExecSyncRequest(container_id=found.id, cmd=cmd, timeout=timeout)
     answer = client.call(client.runtime.ExecSync, request)
-    outputs = ((click.get_binary_stream("stdout"), answer.stdout), (click.get_binary_stream("stderr"), answer.stderr))
+    outputs = ((sys.stdout.buffer, answer.stdout), (sys.stderr.buffer, answer.stderr))
     for stream, data in outputs:
         stream.write(data)
         stream.flush()

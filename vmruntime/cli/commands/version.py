@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-
 import click
 
+from vmruntime import __version__
 from vmruntime.cli import options
 from vmruntime.cli.context import App, pass_app
 from vmruntime.cli.render import plain, print_json
@@ -18,7 +17,6 @@ from vmruntime.generated import cri_pb2
 @pass_app
 def version(app: App, output: str) -> None:
     """Show the versions of this command and of the daemon, if one runs."""
-    own = importlib.metadata.version("vmruntime")
     daemon: cri_pb2.VersionResponse | None = None
     why = ""
     try:
@@ -27,9 +25,9 @@ def version(app: App, output: str) -> None:
     except (Unavailable, PermissionDenied) as error:
         why = error.message
     if output == "json":
-        print_json({"client": own, "daemon": plain(daemon) if daemon is not None else None})
+        print_json({"client": __version__, "daemon": plain(daemon) if daemon is not None else None})
         return
-    click.echo(f"client  {own}")
+    click.echo(f"client  {__version__}")
     if daemon is None:
         click.echo(f"daemon  {why}")
     else:

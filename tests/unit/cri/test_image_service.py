@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import json
+
+import grpc
+import pytest
+
+from tests.unit.cri.conftest import Rig
+from tests.unit.cri.fakes import IMAGE_ID, make_image
+from tests.unit.cri.test_runtime_service import refused
+from vmruntime.generated import cri_pb2 as cri
+from vmruntime.model.image import RegistryAuth
+
+Code = grpc.StatusCode
+NAME = "docker.io/library/busybox:1"
+
+
+def spec(reference: str = NAME) -> cri.ImageSpec:
+    return cri.ImageSpec(image=reference)
+
+
+async def test_pull_returns_the_id_that_every_other_answer_repeats(rig: Rig) -> None:
+    auth = cri.AuthConfig(username="u", password="p")
+    answer = await rig.image.PullImage(cri.PullImageRequest(image=spec(), auth=auth))
+    assert answer.image_ref == IMAGE_ID
+    assert rig.images.pulled == [(NAME, RegistryAuth(username="u", password="p"))]
+    status = await rig.image.ImageStatus(cri.ImageStatusRequest(image=spec(answer.image_ref)))
+    assert status.image.id == IMAGE_ID
+    assert not status.info
+
+
+async def test_pull_without_credentials(rig: Rig) -> None:
+    await rig.image.PullImage(cri.PullImageRequest(image=spec()))
+    await rig.image.PullImage(cri.PullImageRequest(image=spec(), auth=cri.AuthConfig()))
+    assert [auth for _, auth in rig.images.pulled] == [None, None]
+
+
+async def test_pull_for_an_unknown_handler(rig: Rig) -> None:
+    request = cri.PullImageRequest(image=cri.ImageSpec(image=NAME, runtime_handler="kata"))
+    code, details = await refused(rig.image.PullImage(request))
+    assert (code, "container, image, host" in details) == (Code.INVALID_ARGUMENT, True)
+
+
+async def test_status(rig: Rig) -> None:
+    rig.images.found = [make_image()]
+    answer = await rig.image.ImageStatus(cri.ImageStatusRequest(image=spec(), verbose=True))
+    assert (answer.image.id, answer.image.size, list(answer.image.repo_tags)) == (IMAGE_ID, 1000, [NAME])
+    assert not answer.image.HasField("uid")
+    assert json.loads(answer.info["info"])["imageSpec"]["config"]["Entrypoint"] == ["/bin/sh"]
+
+
+async def test_status_of_a_missing_image_is_an_empty_answer(rig: Rig) -> None:
+    answer = await rig.image.ImageStatus(cri.ImageStatusRequest(image=spec("nothing")))
+    assert not answer.HasField("image")
+
+
+@pytest.mark.parametrize(
+    ("user", "uid", "username"),
+    [("", None, ""), ("1000", 1000, ""), ("1000:50", 1000, ""), ("web:www", None, "web"), ("9" * 30, None, "9" * 30)],
+)
+async def test_user(rig: Rig, user: str, uid: int | None, username: str) -> None:
+    rig.images.found = [make_image(user=user)]
+    image = (await rig.image.ImageStatus(cri.ImageStatusRequest(image=spec()))).image
+    assert (image.uid.value if image.HasField("uid") else None, image.username) == (uid, username)
+
+
+async def test_list_stream_and_filter(rig: Rig) -> None:
+    rig.images.found = [make_image(), make_image("other:1", image_id="sha256:" + "12" * 32)]
+    assert len((await rig.image.ListImages(cri.ListImagesRequest())).images) == 2
+    wanted = cri.ImageFilter(image=spec("other:1"))
+    listed = (await rig.image.ListImages(cri.ListImagesRequest(filter=wanted))).images
+    assert [image.repo_tags[0] for image in listed] == ["other:1"]
+    streamed = [piece async for piece in rig.image.StreamImages(cri.StreamImagesRequest(filter=wanted))]
+    assert [image for piece in streamed for image in piece.images] == list(listed)
+    missing = cri.ImageFilter(image=spec("nothing"))
+    assert not (await rig.image.ListImages(cri.ListImagesRequest(filter=missing))).images
+    assert [p async for p in rig.image.StreamImages(cri.StreamImagesRequest(filter=missing))] == []
+
+
+async def test_remove_is_idempotent(rig: Rig) -> None:
+    rig.images.found = [make_image()]
+    for _ in range(2):
+        await rig.image.RemoveImage(cri.RemoveImageRequest(image=spec()))
+    assert rig.images.found == []
+
+
+async def test_fs_info(rig: Rig) -> None:
+    answer = await rig.image.ImageFsInfo(cri.ImageFsInfoRequest())
+    (usage,) = answer.image_filesystems
+    assert (usage.used_bytes.value, usage.inodes_used.value) == (4096, 7)
+    assert (usage.fs_id.mountpoint, usage.timestamp > 0) == ("/var/lib/vmruntime/layers", True)
+
+
+@pytest.mark.parametrize("method", ["PullImage", "ImageStatus", "RemoveImage"])
+async def test_missing_fields_are_named(rig: Rig, method: str) -> None:
+    request = getattr(cri, f"{method}Request")
+    call = getattr(rig.image, method)
+    assert await refused(call(request())) == (Code.INVALID_ARGUMENT, "image is required")
+    assert await refused(call(request(image=cri.ImageSpec()))) == (Code.INVALID_ARGUMENT, "image.image is required")
+
+
+async def test_credentials_that_cannot_be_are_refused_unseen(rig: Rig) -> None:
+    request = cri.PullImageRequest(image=spec(), auth=cri.AuthConfig(password="hidden\0secret"))
+    code, details = await refused(rig.image.PullImage(request))
+    assert (code, "hidden" in details, "auth.password" in details) == (Code.INVALID_ARGUMENT, False, True)

@@ -1,0 +1,23 @@
+"""What this machine has of what vmruntime needs: one small function a capability, grouped by theme."""
+
+from __future__ import annotations
+
+from vmruntime.cli.doctor import cgroups, daemon, guest, hypervisor, images, network, system
+from vmruntime.cli.doctor.host import Host
+from vmruntime.cli.doctor.report import Capability, Check
+from vmruntime.config.settings import Settings
+
+CHECKS: tuple[Check, ...] = (
+    *system.CHECKS,
+    *hypervisor.CHECKS,
+    *guest.CHECKS,
+    *images.CHECKS,
+    *network.CHECKS,
+    *cgroups.CHECKS,
+    *daemon.CHECKS,
+)
+
+
+def examine(host: Host, settings: Settings) -> list[Capability]:
+    """Return every capability of a host, in the order in which a person would put things right."""
+    return [check(host, settings) for check in CHECKS]

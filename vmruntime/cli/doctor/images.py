@@ -1,0 +1,69 @@
+"""Pulling images and making disks of them."""
+
+from __future__ import annotations
+
+import json
+
+from vmruntime.cli.doctor.host import Host
+from vmruntime.cli.doctor.programs import first_line, program
+from vmruntime.cli.doctor.report import Capability, Check, degraded, found, missing
+from vmruntime.config.settings import Settings
+
+POLICIES = ("/etc/containers/policy.json", "/usr/share/containers/policy.json")
+REGISTRIES = "/etc/containers/registries.conf"
+
+
+def tar(host: Host, settings: Settings) -> Capability:
+    """Whether GNU tar is there, whose options unpacking layers needs."""
+    path = host.which("tar")
+    if path is None:
+        return missing("tar", "not installed; it unpacks layers", "apt install tar")
+    line = first_line(host.run([path, "--version"]))
+    if "GNU tar" not in line:
+        return missing("tar", f"{path} is not GNU tar, whose options layers need", "apt install tar")
+    return found("tar", f"{path}: {line}")
+
+
+def policy(host: Host, settings: Settings) -> Capability:
+    """Whether a policy says which images to trust."""
+    configured = settings.images.policy
+    for path in (configured,) if configured else POLICIES:
+        text = host.read(path)
+        if text is None:
+            continue
+        try:
+            json.loads(text)
+        except ValueError as error:
+            return missing("image policy", f"{path} is not JSON: {error}", "see containers-policy.json(5)")
+        return found("image policy", path)
+    if configured:
+        return missing("image policy", f"{configured} cannot be read (images.policy)", "see containers-policy.json(5)")
+    return degraded(
+        "image policy",
+        "no policy.json on this machine, so images are accepted unsigned",
+        f"create {POLICIES[0]}, see containers-policy.json(5)",
+    )
+
+
+def registries(host: Host, settings: Settings) -> Capability:
+    """Whether the registries configuration can be read."""
+    path = settings.images.registries_conf
+    if path:
+        if host.read(path) is None:
+            why = f"{path} cannot be read (images.registries_conf)"
+            return missing("registries", why, "see containers-registries.conf(5)")
+        return found("registries", path)
+    if host.read(REGISTRIES) is None:
+        return found("registries", "no registries.conf: names without a registry mean docker.io")
+    return found("registries", REGISTRIES)
+
+
+CHECKS: tuple[Check, ...] = (
+    program("skopeo", "pulls images", "skopeo"),
+    program("mkfs.erofs", "makes disks of layers", "erofs-utils"),
+    program("mkfs.ext4", "makes pods' writable disks", "e2fsprogs"),
+    tar,
+    program("prlimit", "keeps unpacked layers within their limit", "util-linux"),
+    policy,
+    registries,
+)

@@ -1,0 +1,120 @@
+"""Pods' networks: CNI, taps, and the kernel's parts of both."""
+
+from __future__ import annotations
+
+from vmruntime.cli.doctor.host import Host
+from vmruntime.cli.doctor.programs import program
+from vmruntime.cli.doctor.report import Capability, Check, degraded, found, missing
+from vmruntime.config.settings import Settings
+from vmruntime.network.conf import BUILT_IN, NetworkConf, find, find_programs
+from vmruntime.network.errors import NetworkConfigError
+
+TC_MODULES = ("sch_ingress", "cls_u32", "act_mirred")
+
+
+def cni_configuration(host: Host, settings: Settings) -> Capability:
+    """Whether there is a network for pods: configured, or the built-in one."""
+    directory = settings.network.conf_dir
+    try:
+        chosen = find(host.path(directory), settings.network.default_subnet)
+    except NetworkConfigError as error:
+        return missing("cni configuration", error.message, error.remedy)
+    if chosen.skipped:
+        return degraded("cni configuration", "; ".join(chosen.skipped), "correct or remove these files")
+    if chosen.conf.source == BUILT_IN:
+        why = f"none in {directory}: the built-in bridge is used, with {settings.network.default_subnet}"
+        return found("cni configuration", why)
+    return found("cni configuration", f"network {chosen.conf.name!r} from {chosen.conf.source}")
+
+
+def cni_plugins(host: Host, settings: Settings) -> Capability:
+    """Whether the plugins are installed that the network names."""
+    conf = _network(host, settings)
+    if conf is None:
+        return missing("cni plugins", "cannot be judged without a configuration", "see cni configuration")
+    # kubelet's own networks expect loopback, whatever the configuration says.
+    wanted = list(dict.fromkeys([*conf.programs, "loopback"]))
+    directories = [str(host.path(directory)) for directory in settings.network.bin_dirs]
+    _, absent = find_programs(wanted, directories)
+    if absent == ["loopback"]:
+        return degraded("cni plugins", "loopback is not installed", "apt install containernetworking-plugins")
+    if absent:
+        places = ", ".join(settings.network.bin_dirs)
+        return missing("cni plugins", f"{', '.join(absent)} not in {places}", "apt install containernetworking-plugins")
+    return found("cni plugins", ", ".join(wanted))
+
+
+def iptables(host: Host, settings: Settings) -> Capability:
+    """Whether the plugins can masquerade and map ports."""
+    path = host.which("iptables")
+    if path is not None:
+        return found("iptables", path)
+    conf = _network(host, settings)
+    needed = conf is None or any(
+        plugin.get("ipMasq") is True or plugin["type"] in ("portmap", "firewall") for plugin in conf.plugins
+    )
+    why = "not installed; the CNI plugins masquerade and map ports with it"
+    return missing("iptables", why, "apt install iptables", essential=needed)
+
+
+def tun(host: Host, settings: Settings) -> Capability:
+    """Whether taps can be made, which are the guests' network cards."""
+    device = host.path("/dev/net/tun")
+    if not device.exists():
+        return missing("tun", "/dev/net/tun does not exist", "modprobe tun")
+    trouble = host.open_device(device)
+    if trouble:
+        return missing("tun", f"/dev/net/tun: {trouble}", "run doctor as root; modprobe tun")
+    return found("tun", "/dev/net/tun opens")
+
+
+def traffic_control(host: Host, settings: Settings) -> Capability:
+    """Whether packets can be led between the CNI interface and the tap."""
+    states = {name: _module(host, name) for name in TC_MODULES}
+    absent = [name for name, state in states.items() if state == "absent"]
+    unknown = [name for name, state in states.items() if state == "unknown"]
+    if absent:
+        return missing(
+            "traffic control",
+            f"this kernel has no {', '.join(absent)}",
+            "install the kernel's extra modules (linux-modules-extra-… on Ubuntu)",
+        )
+    if unknown:
+        return degraded(
+            "traffic control",
+            f"cannot see from here whether the kernel has {', '.join(unknown)}",
+            "the first pod will tell: modprobe " + " ".join(TC_MODULES),
+        )
+    return found("traffic control", ", ".join(f"{name} {state}" for name, state in states.items()))
+
+
+def _network(host: Host, settings: Settings) -> NetworkConf | None:
+    try:
+        return find(host.path(settings.network.conf_dir), settings.network.default_subnet).conf
+    except NetworkConfigError:
+        return None
+
+
+def _module(host: Host, name: str) -> str:
+    """Return how the kernel has a module: loaded, built in, loadable, absent, or unknown without its lists."""
+    if host.path(f"/sys/module/{name}").exists():
+        return "loaded"
+    release = (host.read("/proc/sys/kernel/osrelease") or "").strip()
+    for file, state in (("modules.builtin", "built in"), ("modules.dep", "loadable")):
+        text = host.read(f"/lib/modules/{release}/{file}")
+        if text is None:
+            return "unknown"
+        if any(f"/{name}.ko" in line.split(":", 1)[0] for line in text.splitlines()):
+            return state
+    return "absent"
+
+
+CHECKS: tuple[Check, ...] = (
+    cni_configuration,
+    cni_plugins,
+    iptables,
+    program("ip", "makes network namespaces and taps", "iproute2"),
+    program("tc", "leads packets between CNI and the VM", "iproute2"),
+    tun,
+    traffic_control,
+)
