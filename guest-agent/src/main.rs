@@ -100,11 +100,11 @@ async fn with_reaper(reaper: &Reaper, serve: impl Future<Output = Result<()>>) -
     }
 }
 
-/// One thread does everything; a second one exists while something has to block.
+/// One thread does everything; others exist while something has to block.
 fn run<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
-        .max_blocking_threads(2)
+        .max_blocking_threads(4)
         .thread_stack_size(256 * 1024)
         .build()
         .context(|| "start the event loop")?;

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import contextlib
 import gzip
+import itertools
 import json
 import os
 import re
 import stat
 import subprocess
 import tarfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from tests.support.registry import Registry, build_image, files, layer, member
 from vmruntime.clock import SystemClock
 from vmruntime.config.settings import ImageSettings
 from vmruntime.errors import (
+    Aborted,
     FailedPrecondition,
     InvalidArgument,
     NotFound,
@@ -188,11 +189,11 @@ async def test_base_is_not_downloaded_twice(host: Host, server: Registry, tmp_pa
         assert len(service.list()) == 2
 
 
-@pytest.mark.parametrize("form", ["oci", "v2s2"])
-@pytest.mark.parametrize("pack", [reg.gzipped, reg.zstd, None])
+@pytest.mark.parametrize(
+    ("form", "pack"),
+    [("oci", reg.gzipped), ("oci", reg.zstd), ("oci", None), ("v2s2", reg.gzipped), ("v2s2", None)],
+)
 async def test_formats_and_compressions(host: Host, server: Registry, tmp_path: Path, form: str, pack: Any) -> None:
-    if form == "v2s2" and pack is reg.zstd:
-        pytest.skip("Docker's schema 2 has no zstd layers")
     base = layer([member("a", b"x" * 10_000)], pack)
     config = {"Cmd": ["/x"], "Healthcheck": {"Test": ["NONE"]}, "ArgsEscaped": True}
     server.push(build_image(tmp_path / "l", [base], config=config), "app:1", "--format", form)
@@ -531,26 +532,72 @@ async def test_stalled_registry(tmp_path: Path) -> None:
         assert host.leftovers() == []
 
 
-async def test_schema_1_is_refused(tmp_path: Path) -> None:
-    manifest = json.dumps({"schemaVersion": 1, "name": "app", "tag": "1", "fsLayers": [], "history": []}).encode()
-    kind = "application/vnd.docker.distribution.manifest.v1+json"
+@asynccontextmanager
+async def scripted(manifest: Callable[[], bytes], kind: str, blobs: Path | None = None) -> AsyncIterator[str]:
+    """Run a registry whose manifest changes as told and whose layers stop in the middle; yield its address."""
+    stop = asyncio.Event()
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(asyncio.IncompleteReadError):  # first comes an attempt at TLS
-            await reader.readuntil(b"\r\n\r\n")
-        head = (
-            f"HTTP/1.1 200 OK\r\nContent-Type: {kind}\r\nContent-Length: {len(manifest)}\r\nConnection: close\r\n\r\n"
-        )
-        writer.write(head.encode() + manifest)
+        if await reader.read(1) == b"\x16":  # an attempt at TLS comes first (RFC 8446: handshake)
+            writer.close()
+            return
+        request = await reader.readuntil(b"\r\n\r\n")
+        path = request.split()[1].decode()
+        body = b""
+        if path.endswith("/manifests/1"):
+            body = manifest()
+        elif ":" in path and blobs is not None:
+            body = await asyncio.to_thread((blobs / path.rpartition(":")[2]).read_bytes)
+        head = f"HTTP/1.1 200 OK\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+        whole = len(body) < 5000
+        writer.write(head.encode() + (body if whole else body[:5000]))
         await writer.drain()
+        if not whole:
+            await stop.wait()
         writer.close()
 
     listener = await asyncio.start_server(answer, "127.0.0.1", 0)
-    address = f"127.0.0.1:{listener.sockets[0].getsockname()[1]}"
-    host = Host(tmp_path / "host", address)
-    async with listener, host.service() as service:
-        with pytest.raises(FailedPrecondition, match="schema 1"):
-            await service.pull(NAME)
+    async with listener:
+        yield f"127.0.0.1:{listener.sockets[0].getsockname()[1]}"
+        stop.set()
+
+
+async def test_schema_1_is_refused(tmp_path: Path) -> None:
+    manifest = json.dumps({"schemaVersion": 1, "name": "app", "tag": "1", "fsLayers": [], "history": []}).encode()
+    async with scripted(lambda: manifest, "application/vnd.docker.distribution.manifest.v1+json") as address:
+        host = Host(tmp_path / "host", address)
+        async with host.service() as service:
+            with pytest.raises(FailedPrecondition, match="schema 1"):
+                await service.pull(NAME)
+
+
+async def test_transfer_that_stops(tmp_path: Path) -> None:
+    layout = reg.Layout(tmp_path / "l")
+    image = layout.image([files({"a": os.urandom(50_000)})])
+    blobs = tmp_path / "l/blobs/sha256"
+    manifest = (blobs / image["digest"].removeprefix("sha256:")).read_bytes()
+    async with scripted(lambda: manifest, reg.OCI_MANIFEST, blobs) as address:
+        host = Host(tmp_path / "host", address, pull_timeout=1.0)
+        async with host.service() as service:
+            with pytest.raises(
+                Unavailable, match=r"^RegistryUnavailable: nothing has arrived for 1 s; \d+ of \d+ bytes"
+            ):
+                await service.pull(NAME)
+            assert host.leftovers() == []
+
+
+async def test_tag_that_keeps_moving(tmp_path: Path) -> None:
+    layout = reg.Layout(tmp_path / "l")
+    blobs = tmp_path / "l/blobs/sha256"
+    digests = [layout.image([files({"v": bytes([n])})])["digest"].removeprefix("sha256:") for n in (0, 1)]
+    versions = itertools.cycle([(blobs / digest).read_bytes() for digest in digests])
+    async with scripted(lambda: next(versions), reg.OCI_MANIFEST, blobs) as address:
+        host = Host(tmp_path / "host", address)
+        async with host.service() as service:
+            with pytest.raises(Aborted, match="changed while it was pulled"):
+                await service.pull(NAME)
+            assert service.list() == []
+            assert host.leftovers() == []
 
 
 def _save(layout: Path, *targets: str) -> None:

@@ -134,7 +134,7 @@ def test_exit_codes_oom_and_missing_commands(daemon: Daemon, image: str) -> None
     typo = daemon.runtime.CreateContainer(request).container_id
     with pytest.raises(grpc.RpcError) as refused:
         daemon.runtime.StartContainer(cri.StartContainerRequest(container_id=typo))
-    assert "/bin/no-such" in refused.value.details()
+    assert "/bin/no-such" in str(refused.value.details())
     assert status(daemon, typo).exit_code == 127
 
 
@@ -231,7 +231,7 @@ def test_a_failing_cni_plugin_leaves_nothing(base: Path) -> None:
     with running_daemon(base / "f", extra) as daemon:
         with pytest.raises(grpc.RpcError) as failed:
             run_pod(daemon, "nonet")
-        assert "no addresses left" in failed.value.details()
+        assert "no addresses left" in str(failed.value.details())
         time.sleep(0.5)
         leftovers = [one for one in owned_by(daemon) if "/cni/" not in one]
         assert leftovers == []

@@ -18,6 +18,12 @@ pub fn load_all() {
         match load(path) {
             // The file has served its purpose; in an initramfs it would only occupy memory.
             Ok(()) => drop(std::fs::remove_file(path)),
+            // It found nothing to drive on this machine.
+            Err(error)
+                if matches!(error.raw_os_error(), Some(libc::ENODEV | libc::ENXIO | libc::EOPNOTSUPP)) =>
+            {
+                log::debug!("module {path}: {error}");
+            }
             Err(error) => log::warn!("module {path}: {error}"),
         }
     }

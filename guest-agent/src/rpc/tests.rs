@@ -116,6 +116,8 @@ async fn a_program_that_does_not_exist_leaves_nothing_behind() {
 
 #[tokio::test]
 async fn the_life_of_a_container() {
+    // The agent's reaper waits for it.
+    #[expect(clippy::zombie_processes)]
     let child = Command::new("sleep").arg("1000").stdin(Stdio::null()).spawn().unwrap();
     let fixture = Fixture::new(RecordingRuntime { pid: child.id().cast_signed(), ..Default::default() });
     let reaper = fixture.agent.reaper.clone();

@@ -1,5 +1,6 @@
 //! Finds disks by serial number. Names like `sda` follow the order of arrival and mean nothing.
 
+use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -7,6 +8,7 @@ use std::time::Duration;
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
+use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::uevent::Uevents;
@@ -15,6 +17,9 @@ use crate::error::{AgentError, Context, Result};
 pub const DEADLINE: Duration = Duration::from_secs(10);
 /// An announcement can be early: the serial may be readable only a moment after it. So look again now and then.
 const RESCAN: Duration = Duration::from_millis(100);
+/// When no announcement has come by then, the controllers are asked: the disk may be one that `Disk::remove` took away
+/// and the host left in place.
+const ASK: Duration = Duration::from_millis(300);
 /// How long a file system may take to let go of its disk after it was unmounted.
 const LET_GO: Duration = Duration::from_secs(2);
 
@@ -40,7 +45,10 @@ impl Disk {
         if !delete.exists() {
             return Ok(()); // Virtio disks leave when their PCI device does.
         }
-        fs::write(&delete, "1").context(|| format!("remove disk {}", self.name))
+        // The kernel waits for its own housekeeping in this.
+        let removed =
+            spawn_blocking(move || fs::write(delete, "1")).await.unwrap_or_else(|error| Err(error.into()));
+        removed.context(|| format!("remove disk {}", self.name))
     }
 
     /// An exclusive open fails as long as a file system is on the disk; mounts in a dying namespace may hold it for
@@ -64,18 +72,19 @@ impl Disk {
 /// Where to look for disks.
 pub struct Disks {
     sys_block: PathBuf,
+    scsi_hosts: PathBuf,
 }
 
 impl Default for Disks {
     fn default() -> Self {
-        Self { sys_block: "/sys/block".into() }
+        Self { sys_block: "/sys/block".into(), scsi_hosts: "/sys/class/scsi_host".into() }
     }
 }
 
 impl Disks {
     #[cfg(test)]
     pub fn at(sys_block: PathBuf) -> Self {
-        Self { sys_block }
+        Self { sys_block, scsi_hosts: "/nonexistent".into() }
     }
 
     /// The disk with this serial, which may be on its way.
@@ -87,17 +96,22 @@ impl Disks {
             return Ok(disk);
         }
         let uevents = Uevents::listen().context(|| "listen to the kernel's device events")?;
-        let end = Instant::now() + DEADLINE;
+        let begin = Instant::now();
+        let mut ask = begin + ASK;
         loop {
             // After the socket is open, so that nothing falls between looking and listening.
             if let Some(disk) = self.find(serial) {
                 return Ok(disk);
             }
-            if Instant::now() >= end {
+            if begin.elapsed() >= DEADLINE {
                 let seconds = DEADLINE.as_secs();
                 return Err(AgentError::DeadlineExceeded(format!(
                     "the disk with serial {serial:?} did not appear within {seconds} s"
                 )));
+            }
+            if Instant::now() >= ask {
+                self.ask_controllers().await;
+                ask = Instant::now() + 4 * ASK;
             }
             if let Ok(event) = timeout(RESCAN, uevents.block_device()).await {
                 event.context(|| "receive the kernel's device events")?;
@@ -105,12 +119,31 @@ impl Disks {
         }
     }
 
+    /// Lets every SCSI controller look for disks it has not announced.
+    async fn ask_controllers(&self) {
+        let hosts = fs::read_dir(&self.scsi_hosts).into_iter().flatten().flatten();
+        let files: Vec<PathBuf> = hosts.map(|host| host.path().join("scan")).collect();
+        let everything = "- - -";
+        let asked = spawn_blocking(move || files.iter().try_for_each(|file| fs::write(file, everything)));
+        if let Ok(Err(error)) = asked.await {
+            log::debug!("look for disks: {error}");
+        }
+    }
+
     pub fn find(&self, serial: &str) -> Option<Disk> {
-        let entries = fs::read_dir(&self.sys_block).ok()?;
-        entries.flatten().find_map(|entry| {
+        self.each().find(|(own, _)| own == serial).map(|(_, disk)| disk)
+    }
+
+    /// Every disk that has a serial. Reading them takes time where there are many, so look once for many disks.
+    pub fn all(&self) -> HashMap<String, Disk> {
+        self.each().collect()
+    }
+
+    fn each(&self) -> impl Iterator<Item = (String, Disk)> {
+        fs::read_dir(&self.sys_block).into_iter().flatten().flatten().filter_map(|entry| {
             let sysfs = entry.path();
             let name = entry.file_name().into_string().ok()?;
-            (read_serial(&sysfs)? == serial).then_some(Disk { name, sysfs })
+            Some((read_serial(&sysfs)?, Disk { name, sysfs }))
         })
     }
 }

@@ -1,9 +1,10 @@
 //! Read-only image layers, shared by the containers that use them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use futures_util::future::join_all;
 use nix::mount::MsFlags;
 
 use super::disk::{Disk, Disks};
@@ -43,9 +44,10 @@ impl LayerStore {
     pub async fn acquire(&self, serials: &[String]) -> Result<Vec<PathBuf>> {
         // Counted before anything is awaited: a layer someone waits for must not be released meanwhile.
         self.count(serials);
+        let present = self.disks.all();
         let mut paths = Vec::with_capacity(serials.len());
         for serial in serials {
-            match self.mounted(serial).await {
+            match self.mounted(serial, &present).await {
                 Ok(path) => paths.push(path),
                 Err(error) => {
                     self.release(serials).await;
@@ -59,14 +61,20 @@ impl LayerStore {
     /// Counts one user less for each layer. Those without any are unmounted and their disks removed; the answer
     /// has the serials of the disks that are free now.
     pub async fn release(&self, serials: &[String]) -> Vec<String> {
-        let mut released = Vec::new();
-        for (serial, mounted) in self.discount(serials) {
-            match self.unmount(&serial, mounted).await {
-                Ok(()) => released.push(serial),
-                Err(error) => log::warn!("layer {serial}: {error}"),
+        // Beside each other: each one waits for the kernel.
+        let releases =
+            self.discount(serials).into_iter().map(|(serial, mounted)| self.release_one(serial, mounted));
+        join_all(releases).await.into_iter().flatten().collect()
+    }
+
+    async fn release_one(&self, serial: String, mounted: Option<Mounted>) -> Option<String> {
+        match self.unmount(&serial, mounted).await {
+            Ok(()) => Some(serial),
+            Err(error) => {
+                log::warn!("layer {serial}: {error}");
+                None
             }
         }
-        released
     }
 
     fn count(&self, serials: &[String]) {
@@ -90,11 +98,14 @@ impl LayerStore {
         unused
     }
 
-    async fn mounted(&self, serial: &str) -> Result<PathBuf> {
+    async fn mounted(&self, serial: &str, present: &HashMap<String, Disk>) -> Result<PathBuf> {
         if let Some(mounted) = self.lock().get(serial).and_then(|layer| layer.mounted.as_ref()) {
             return Ok(self.path(mounted.number));
         }
-        let disk = self.disks.wait(serial).await?;
+        let disk = match present.get(serial) {
+            Some(disk) => disk.clone(),
+            None => self.disks.wait(serial).await?,
+        };
         self.mount(serial, disk)
     }
 

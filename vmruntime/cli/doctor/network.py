@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
+import zlib
+
 from vmruntime.cli.doctor.host import Host
 from vmruntime.cli.doctor.programs import program
 from vmruntime.cli.doctor.report import Capability, Check, degraded, found, missing
@@ -9,7 +12,12 @@ from vmruntime.config.settings import Settings
 from vmruntime.network.conf import BUILT_IN, NetworkConf, find, find_programs
 from vmruntime.network.errors import NetworkConfigError
 
-TC_MODULES = ("sch_ingress", "cls_u32", "act_mirred")
+TC_MODULES = {
+    "sch_ingress": "CONFIG_NET_SCH_INGRESS",
+    "cls_u32": "CONFIG_NET_CLS_U32",
+    "act_mirred": "CONFIG_NET_ACT_MIRRED",
+}
+"""What joins the CNI interface and the tap: modules, and the kernel's options for them."""
 
 
 def cni_configuration(host: Host, settings: Settings) -> Capability:
@@ -70,7 +78,7 @@ def tun(host: Host, settings: Settings) -> Capability:
 
 def traffic_control(host: Host, settings: Settings) -> Capability:
     """Whether packets can be led between the CNI interface and the tap."""
-    states = {name: _module(host, name) for name in TC_MODULES}
+    states = {name: _module(host, name, option) for name, option in TC_MODULES.items()}
     absent = [name for name, state in states.items() if state == "absent"]
     unknown = [name for name, state in states.items() if state == "unknown"]
     if absent:
@@ -95,18 +103,31 @@ def _network(host: Host, settings: Settings) -> NetworkConf | None:
         return None
 
 
-def _module(host: Host, name: str) -> str:
-    """Return how the kernel has a module: loaded, built in, loadable, absent, or unknown without its lists."""
+def _module(host: Host, name: str, option: str) -> str:
+    """Return how the kernel has a module: loaded, built in, loadable, absent; unknown where nothing tells."""
     if host.path(f"/sys/module/{name}").exists():
         return "loaded"
     release = (host.read("/proc/sys/kernel/osrelease") or "").strip()
     for file, state in (("modules.builtin", "built in"), ("modules.dep", "loadable")):
         text = host.read(f"/lib/modules/{release}/{file}")
         if text is None:
-            return "unknown"
+            return _configured(host, release, option)
         if any(f"/{name}.ko" in line.split(":", 1)[0] for line in text.splitlines()):
             return state
     return "absent"
+
+
+def _configured(host: Host, release: str, option: str) -> str:
+    """Return the same from the kernel's configuration: all there is where the modules' lists are not installed."""
+    text = host.read(f"/boot/config-{release}")
+    if text is None:
+        try:
+            text = gzip.decompress(host.path("/proc/config.gz").read_bytes()).decode(errors="replace")
+        except (OSError, EOFError, zlib.error):
+            return "unknown"
+    # A module that cannot be loaded from here may still be by the host whose kernel this is.
+    states = {f"{option}=y": "built in", f"{option}=m": "unknown"}
+    return next((states[line] for line in text.splitlines() if line in states), "absent")
 
 
 CHECKS: tuple[Check, ...] = (
