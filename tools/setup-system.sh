@@ -30,9 +30,11 @@ if ! getent passwd vmruntime >/dev/null; then
     useradd --system --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin "${group[@]}" vmruntime
 fi
 
-# --- Rust: at least 1.85 (edition 2024)
+# --- Rust: at least what the agent's manifest asks for
+wanted=$(sed -n 's/^rust-version = "1\.\([0-9]*\).*/\1/p' "$here/../guest-agent/Cargo.toml")
 version() { rustc --version 2>/dev/null | sed -n 's/^rustc 1\.\([0-9]*\).*/\1/p'; }
-if [ "$(version || true)" = "" ] || [ "$(version)" -lt 85 ]; then
+if [ "$(version || true)" = "" ] || [ "$(version)" -lt "${wanted:-85}" ]; then
+    apt-cache show rustc-web >/dev/null 2>&1 || apt-get update -qq
     DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends cargo-web rustc-web </dev/null >/dev/null
 fi
 

@@ -88,11 +88,13 @@ class Daemon:
     @property
     def runtime(self) -> Any:
         """The RuntimeService stub."""
+        assert self._channel is not None
         return cri_pb2_grpc.RuntimeServiceStub(self._channel)
 
     @property
     def images(self) -> Any:
         """The ImageService stub."""
+        assert self._channel is not None
         return cri_pb2_grpc.ImageServiceStub(self._channel)
 
 

@@ -187,7 +187,7 @@ class _Outcome:
 def _cut(message: str) -> str:
     encoded = message.encode(errors="replace")
     if len(encoded) <= _MESSAGE_LIMIT:
-        return message
+        return encoded.decode()  # not the message itself: it may have what gRPC cannot encode
     return encoded[:_MESSAGE_LIMIT].decode(errors="ignore") + "…"
 
 

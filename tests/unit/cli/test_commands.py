@@ -59,9 +59,7 @@ def test_bad_configuration_is_one_line(offline: Cli) -> None:
     offline.config.write_text("socet = 1\n")
     result = offline("list")
     assert result.exit_code == 1
-    assert result.stderr == (
-        f"error: {offline.config}: socet: 1 is not a known key\n  did you mean socket?\n"
-    )
+    assert result.stderr == (f"error: {offline.config}: socet: 1 is not a known key\n  did you mean socket?\n")
 
 
 @pytest.mark.parametrize(
@@ -345,8 +343,6 @@ def test_serve_check(offline: Cli) -> None:
 
 
 def test_runs_as_a_module(offline: Cli) -> None:
-    import sys
-
     done = subprocess.run(
         [sys.executable, "-m", "vmruntime.cli.main", "--version"], capture_output=True, text=True, check=True
     )

@@ -13,7 +13,9 @@ from vmruntime.logs.format import render
 from vmruntime.model.output import OutputRecord
 
 TEXT = st.binary(max_size=40).map(lambda data: data.replace(b"\n", b""))
-ENTRIES = st.lists(st.builds(Entry, time=st.just("T"), stream=st.sampled_from(Stream), partial=st.booleans(), text=TEXT))
+ENTRIES = st.lists(
+    st.builds(Entry, time=st.just("T"), stream=st.sampled_from(Stream), partial=st.booleans(), text=TEXT)
+)
 
 
 def line_of(entry: Entry) -> bytes:
@@ -29,7 +31,7 @@ def read_all(log: LogFile) -> list[Entry]:
 
 @given(TEXT, st.booleans(), st.booleans(), st.integers(0, 2**62))
 def test_reads_what_the_daemon_writes(text: bytes, partial: bool, stderr: bool, time_ns: int) -> None:
-    record = OutputRecord(sequence=1, time_ns=time_ns, stderr=stderr, partial=partial, data=text)
+    record = OutputRecord(seq=1, time_ns=time_ns, stderr=stderr, partial=partial, data=text)
     entry = parse_line(render(record).removesuffix(b"\n"))
     assert (entry.text, entry.partial, entry.stream is Stream.STDERR) == (text, partial, stderr)
 
@@ -44,7 +46,8 @@ def test_any_bytes_are_a_line_or_malformed(line: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    "line", [b"", b"T", b"T stdout", b"T stdin F x", b"T stdout X x", b" stdout F x", b"T stdout  F x", b"\xff stdout F x"]
+    "line",
+    [b"", b"T", b"T stdout", b"T stdin F x", b"T stdout X x", b" stdout F x", b"T stdout  F x", b"\xff stdout F x"],
 )
 def test_malformed(line: bytes) -> None:
     with pytest.raises(MalformedLine):

@@ -107,10 +107,11 @@ async def test_feed_raises_what_the_source_raises() -> None:
 
 
 async def test_feed_cancelled_ends_program_and_source(tmp_path: Path) -> None:
-    closed = False
+    started = closed = False
 
     def chunks() -> Iterator[bytes]:
-        nonlocal closed
+        nonlocal started, closed
+        started = True
         try:
             while True:
                 yield b"x" * 1_000_000
@@ -121,7 +122,7 @@ async def test_feed_cancelled_ends_program_and_source(tmp_path: Path) -> None:
     task = asyncio.ensure_future(feed(["sh", "-c", f"echo $$ > {pid_file}; exec sleep 60"], chunks))
     for _ in range(1000):
         await asyncio.sleep(0.01)
-        if pid_file.exists() and pid_file.read_text().strip():
+        if started and pid_file.exists() and pid_file.read_text().strip():
             break
     task.cancel()
     with pytest.raises(asyncio.CancelledError):

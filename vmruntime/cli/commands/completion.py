@@ -8,7 +8,7 @@ from click.shell_completion import get_completion_class
 from vmruntime.errors import Internal
 
 
-@click.command()
+@click.command(short_help="Print a shell completion script.")
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 @click.pass_context
 def completion(ctx: click.Context, shell: str) -> None:

@@ -17,7 +17,7 @@ _INTERVAL = 0.1
 _CHUNK = 64 * 1024
 
 
-@click.command()
+@click.command(short_help="Print a virtual machine's serial console.")
 @click.option("-f", "--follow", is_flag=True, help="Go on with what appears later, until the pod stops.")
 @click.argument("pod")
 @pass_app

@@ -17,7 +17,7 @@ from vmruntime.cli.render import console, print_json, printable
 _STYLES = {State.FOUND: "green", State.DEGRADED: "yellow", State.MISSING: "red"}
 
 
-@click.command()
+@click.command(short_help="Say what this machine has and lacks.")
 @options.output("text", "json")
 @pass_app
 @click.pass_context

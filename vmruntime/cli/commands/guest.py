@@ -15,7 +15,7 @@ from vmruntime.errors import FailedPrecondition, Internal, InvalidArgument, NotF
 INSTALL = Path("images/initramfs/install.sh")
 
 
-@click.group()
+@click.group(short_help="Build or describe the guest of pods.")
 def guest() -> None:
     """Build or describe the guest that container pods boot."""
 

@@ -15,7 +15,7 @@ from vmruntime.errors import NotFound
 from vmruntime.generated import cri_pb2
 
 
-@click.command()
+@click.command(short_help="Print everything known, as JSON.")
 @click.argument("targets", metavar="POD|CONTAINER|IMAGE...", nargs=-1, required=True)
 @pass_app
 def inspect(app: App, targets: tuple[str, ...]) -> None:

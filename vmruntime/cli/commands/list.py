@@ -18,7 +18,7 @@ from vmruntime.generated import cri_pb2
 from vmruntime.ids import short_id
 
 
-@click.command("list")
+@click.command("list", short_help="Show all pods and their containers.")
 @options.output("table", "json")
 @click.option("-q", "--quiet", is_flag=True, help="Print the full ids of the pods and nothing else.")
 @click.option("--running", is_flag=True, help="Leave out what does not run.")

@@ -15,7 +15,7 @@ from vmruntime.cli.lookup import Inventory, describe
 from vmruntime.errors import FailedPrecondition, NotFound, PermissionDenied
 
 
-@click.command()
+@click.command(short_help="Show what a container wrote.")
 @options.container
 @click.option("-f", "--follow", is_flag=True, help="Go on with what is written later, until the container ends.")
 @click.option("--tail", type=click.IntRange(min=0), metavar="N", help="Begin with the last N lines.")

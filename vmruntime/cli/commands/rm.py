@@ -11,7 +11,7 @@ from vmruntime.errors import FailedPrecondition
 from vmruntime.generated import cri_pb2
 
 
-@click.command()
+@click.command(short_help="Remove stopped pods or containers.")
 @click.option("-f", "--force", is_flag=True, help="Also what is running: it is stopped first.")
 @click.argument("targets", metavar="POD|CONTAINER...", nargs=-1, required=True)
 @pass_app

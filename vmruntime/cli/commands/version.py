@@ -12,7 +12,7 @@ from vmruntime.errors import PermissionDenied, Unavailable
 from vmruntime.generated import cri_pb2
 
 
-@click.command()
+@click.command(short_help="Show the versions of command and daemon.")
 @options.output("text", "json")
 @pass_app
 def version(app: App, output: str) -> None:
