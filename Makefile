@@ -8,7 +8,7 @@ AGENT_SOURCES := $(shell find guest-agent/src proto -type f) guest-agent/Cargo.t
 GUEST := /var/lib/vmruntime/guest
 PYTEST_ARGS ?=
 
-.PHONY: help setup system run test test-unit lint types protos agent kernel guest bench clean
+.PHONY: help setup system run test test-unit lint types protos agent kernel guest clean
 
 help: ## list the verbs
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -63,9 +63,6 @@ lint: .make/venv ## ruff, import contracts, clippy, rustfmt
 
 types: .make/venv ## mypy --strict
 	$(VENV)/bin/mypy
-
-bench: setup ## measure; ONLY=name for one measure
-	$(VENV)/bin/python -m bench $(if $(ONLY),--only $(ONLY))
 
 clean: ## remove what was built here (not what was installed)
 	rm -rf build .make $(VENV) guest-agent/target

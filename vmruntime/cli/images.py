@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import tarfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,22 +18,37 @@ from vmruntime.ids import short_id
 TRANSPORTS = ("oci", "oci-archive", "docker-archive")
 """What an image on this machine's disk begins with; the daemon takes these in PullImage, with absolute paths."""
 
+REF_NAME = "org.opencontainers.image.ref.name"
+"""The annotation that names an image in an OCI layout (OCI image specification, annotations)."""
+
+INDEX_LIMIT = 4 * 1024 * 1024
+"""Bytes of an index that are read; registries take no larger ones."""
+
 
 def local_source(text: str) -> str | None:
-    """Return `text` with an absolute path if it names an image by transport and path, else None."""
+    """Return what the daemon is told of an image on disk, or None if `text` does not begin with a transport.
+
+    The path is made absolute, and where the file holds a single image, its name is added: the daemon calls it so.
+
+    Raises:
+        InvalidArgument: No name is given, and the file has none or several.
+    """
     transport, colon, rest = text.partition(":")
     if not colon or transport not in TRANSPORTS or not rest:
         return None
-    # A tag may follow: oci:PATH:TAG.
-    return f"{transport}:{os.path.abspath(rest)}"
+    path_text, _, name = rest.partition(":")
+    path = os.path.abspath(path_text)
+    if not name:
+        name = _only_name(transport, Path(path))
+    return f"{transport}:{path}:{name}"
 
 
 def recognise(text: str) -> str:
-    """Return the transport and absolute path of an image on disk, given with or without its transport.
+    """Return what the daemon is told of an image on disk, given with or without its transport.
 
     Raises:
         NotFound: There is no such file.
-        InvalidArgument: It is neither an OCI layout nor an archive of an image.
+        InvalidArgument: It is neither an OCI layout nor an archive of an image, or the name is missing.
     """
     known = local_source(text)
     if known is not None:
@@ -40,26 +57,65 @@ def recognise(text: str) -> str:
     if not path.exists():
         raise NotFound(f"{path}: no such file or directory")
     if path.is_dir():
-        if (path / "oci-layout").is_file():
-            return f"oci:{path}"
-        raise InvalidArgument(f"{path}: not an OCI image layout: it has no oci-layout file")
-    names = _archive_names(path)
-    if "oci-layout" in names:
-        return f"oci-archive:{path}"
-    if "manifest.json" in names:
-        return f"docker-archive:{path}"
-    raise InvalidArgument(
-        f"{path}: an archive, but not of an image: it has neither oci-layout nor manifest.json",
-        remedy="make one with: skopeo copy … oci-archive:FILE, or docker save",
-    )
+        if not (path / "oci-layout").is_file():
+            raise InvalidArgument(f"{path}: not an OCI image layout: it has no oci-layout file")
+        transport = "oci"
+    elif _read_member(path, "oci-layout") is not None:
+        transport = "oci-archive"
+    elif _read_member(path, "manifest.json") is not None:
+        transport = "docker-archive"
+    else:
+        raise InvalidArgument(
+            f"{path}: an archive, but not of an image: it has neither oci-layout nor manifest.json",
+            remedy="make one with: skopeo copy … oci-archive:FILE:NAME, or docker save",
+        )
+    return f"{transport}:{path}:{_only_name(transport, path)}"
 
 
-def _archive_names(path: Path) -> set[str]:
+def _only_name(transport: str, path: Path) -> str:
+    """Return the name of the one image in a file.
+
+    Raises:
+        InvalidArgument: It has none or several.
+    """
+    try:
+        names = _names(transport, path)
+    except OSError as error:
+        raise InvalidArgument(f"{path}: cannot be read: {error.strerror}") from None
+    except (ValueError, TypeError, KeyError, AttributeError):
+        raise InvalidArgument(f"{path}: not an image: its index is malformed") from None
+    if len(names) != 1:
+        what = f"several images: {', '.join(names)}" if names else "an image without a name"
+        raise InvalidArgument(
+            f"{path} holds {what}",
+            remedy=f"say which: {transport}:{path}:NAME"
+            if names
+            else "give it one: skopeo copy FROM oci-archive:FILE:NAME",
+        )
+    return names[0]
+
+
+def _names(transport: str, path: Path) -> list[str]:
+    if transport == "docker-archive":
+        listed = json.loads(_read_member(path, "manifest.json") or b"[]")
+        return [str(name) for image in listed for name in image["RepoTags"] or []]
+    index = (path / "index.json").read_bytes() if transport == "oci" else _read_member(path, "index.json")
+    manifests = json.loads(index or b"{}").get("manifests", [])
+    names = [(manifest.get("annotations") or {}).get(REF_NAME) for manifest in manifests]
+    return [str(name) for name in names if name]
+
+
+def _read_member(path: Path, name: str) -> bytes | None:
+    """Return a small file of a tar archive; None: it has none of that name."""
     try:
         with tarfile.open(path) as archive:
-            return {name.removeprefix("./") for name in archive.getnames()}
-    except (tarfile.TarError, OSError, EOFError) as error:
+            for member in archive:
+                if member.name.removeprefix("./") == name and member.isfile():
+                    file = archive.extractfile(member)
+                    return None if file is None else file.read(INDEX_LIMIT)
+    except (tarfile.TarError, EOFError, zlib.error) as error:
         raise InvalidArgument(f"{path}: not a tar archive: {error}") from None
+    return None
 
 
 def find(client: Client, reference: str) -> cri_pb2.Image | None:
@@ -107,7 +163,7 @@ def pull(
     request = cri_pb2.PullImageRequest(
         image=cri_pb2.ImageSpec(image=reference, user_specified_image=reference), auth=auth, sandbox_config=sandbox
     )
-    verb = "importing" if local_source(reference) else "pulling"
+    verb = "importing" if reference.partition(":")[0] in TRANSPORTS else "pulling"
     with working(f"{verb} {reference}"):
         return client.call(client.image.PullImage, request, while_waiting=while_waiting).image_ref
 
@@ -123,7 +179,7 @@ def ensure(
 
     Args:
         client: The daemon.
-        reference: What the user typed.
+        reference: Of a registry, or what local_source() returned.
         policy: "always", "missing" or "never".
         sandbox: The pod it is for.
         while_waiting: See Client.call().
@@ -131,14 +187,14 @@ def ensure(
     Raises:
         NotFound: It is not here, and the policy is "never".
     """
-    source = local_source(reference)
-    if source is None and policy != "always":
+    on_disk = reference.partition(":")[0] in TRANSPORTS
+    if not on_disk and policy != "always":
         here = find(client, reference)
         if here is not None:
             return here.id
     if policy == "never":
         raise NotFound(f"image {reference!r} is not on this machine", remedy="pull it, or leave out --pull never")
-    return pull(client, source or reference, sandbox=sandbox, while_waiting=while_waiting)
+    return pull(client, reference, sandbox=sandbox, while_waiting=while_waiting)
 
 
 def short_image_id(image_id: str) -> str:

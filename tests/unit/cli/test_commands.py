@@ -285,19 +285,45 @@ def test_image_import_recognises_what_it_is(cli: Cli, tmp_path: Path) -> None:
     layout.mkdir()
     assert "no oci-layout file" in cli("image", "import", layout).stderr
     (layout / "oci-layout").write_text("{}")
-    (layout / "manifest.json").write_text("[]")
-    for name, member, expected in (
-        ("o.tar", "oci-layout", "oci-archive"), ("d.tar", "manifest.json", "docker-archive"),
-    ):  # fmt: skip
-        with tarfile.open(tmp_path / name, "w") as archive:
-            archive.add(layout / member, f"./{member}")
-        assert cli("image", "import", tmp_path / name).exit_code == 0
-        assert cli.cri.requests["PullImage"].image.image == f"{expected}:{tmp_path / name}"
-    assert cli("image", "import", layout).exit_code == 0
-    assert cli.cri.requests["PullImage"].image.image == f"oci:{layout}"
+    _write_index(layout, "reg.example/app:1")
+    (layout / "manifest.json").write_text('[{"RepoTags": ["app:2"]}]')
+    for file, members, expected in (
+        ("o.tar", ["oci-layout", "index.json"], "oci-archive:{}:reg.example/app:1"),
+        ("d.tar", ["manifest.json"], "docker-archive:{}:app:2"),
+    ):
+        with tarfile.open(tmp_path / file, "w") as archive:
+            for member in members:
+                archive.add(layout / member, f"./{member}")
+        assert _imported(cli, tmp_path / file) == expected.format(tmp_path / file)
+    assert _imported(cli, layout) == f"oci:{layout}:reg.example/app:1"
+    assert _imported(cli, f"oci:{layout}:other:3") == f"oci:{layout}:other:3"
     (tmp_path / "text").write_text("hello")
     assert "not a tar archive" in cli("image", "import", tmp_path / "text").stderr
     assert "no such file" in cli("image", "import", tmp_path / "nowhere").stderr
+
+
+def test_image_import_needs_one_name(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "oci-layout").write_text("{}")
+    _write_index(tmp_path, "a:1", "b:1")
+    assert "holds several images: a:1, b:1" in cli("image", "import", tmp_path).stderr
+    _write_index(tmp_path)
+    assert "without a name" in cli("image", "import", tmp_path).stderr
+    (tmp_path / "index.json").write_text('{"manifests": [3]}')
+    assert "malformed" in cli("image", "import", tmp_path).stderr
+    (tmp_path / "index.json").unlink()
+    assert "cannot be read" in cli("image", "import", tmp_path).stderr
+    assert "PullImage" not in cli.cri.calls
+
+
+def _write_index(layout: Path, *names: str) -> None:
+    manifests = [{"annotations": {"org.opencontainers.image.ref.name": name}} for name in names]
+    (layout / "index.json").write_text(json.dumps({"manifests": manifests or [{}]}))
+
+
+def _imported(cli: Cli, source: str | Path) -> str:
+    result = cli("image", "import", source)
+    assert result.exit_code == 0, result.output
+    return str(cli.cri.requests["PullImage"].image.image)
 
 
 def test_version(cli: Cli) -> None:

@@ -71,8 +71,8 @@ def import_(app: App, quiet: bool, source: str) -> None:
     """Take an image from this machine's disk.
 
     SOURCE is an OCI image layout (a directory), an archive of one, or what `docker save` wrote; or one of these
-    with its transport: oci:DIRECTORY[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE. The daemon reads it, so
-    it must be on the daemon's machine.
+    with its transport and, where it holds several, a name: oci:DIRECTORY:NAME, oci-archive:FILE:NAME,
+    docker-archive:FILE:NAME. The daemon reads it, so it must be on the daemon's machine.
     """
     _pull(app, images.recognise(source), None, quiet)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from vmruntime.cli.context import App, pass_app
+from vmruntime.cli.images import local_source
 from vmruntime.cli.options import terminal
 from vmruntime.cli.podspec import RunOptions
 from vmruntime.cli.quantities import Env, Memory, Pair, Publish, User
@@ -83,7 +84,7 @@ def run(
     if rm and detach:
         raise click.UsageError("--rm and --detach exclude each other: nobody would be there to remove the pod", ctx=ctx)
     options = RunOptions(
-        image=image,
+        image=local_source(image) or image,
         command=cmd,
         entrypoint=entrypoint,
         name=name,
