@@ -67,6 +67,15 @@ def sh(daemon: Daemon, container: str, script: str, timeout: int = 10) -> Any:
     )
 
 
+def ask(daemon: Daemon, container: str, address: str) -> bytes:
+    """Connect to port 7000 until somebody listens there: between two answers the server does not."""
+    deadline = time.monotonic() + 20
+    while not (answer := sh(daemon, container, f"nc {address} 7000 </dev/null").stdout):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    return bytes(answer)
+
+
 def test_a_pod_has_its_own_kernel_network_and_log(daemon: Daemon, image: str) -> None:
     pod = run_pod(daemon, "life", hostname="my-host", dns_config=cri.DNSConfig(servers=["192.0.2.53"]))
     container = start(daemon, pod, image, "main", "hostname; uname -r; cat /etc/resolv.conf; echo bad >&2; sleep 1000")
@@ -108,8 +117,8 @@ def test_two_pods_and_two_containers_reach_each_other(daemon: Daemon, image: str
     client = run_pod(daemon, "client")
     caller = start(daemon, client, image, "call", "sleep 1000")
     address = daemon.runtime.PodSandboxStatus(cri.PodSandboxStatusRequest(pod_sandbox_id=server)).status.network.ip
-    assert sh(daemon, neighbour, "nc 127.0.0.1 7000 </dev/null").stdout == b"answer\n"
-    assert sh(daemon, caller, f"sleep 0.3; nc {address} 7000 </dev/null").stdout == b"answer\n"
+    assert ask(daemon, neighbour, "127.0.0.1") == b"answer\n"
+    assert ask(daemon, caller, address) == b"answer\n"
 
 
 def test_exit_codes_oom_and_missing_commands(daemon: Daemon, image: str) -> None:
