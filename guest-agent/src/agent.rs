@@ -34,7 +34,7 @@ impl Agent {
     /// # Errors
     /// When its directories cannot be made.
     pub fn new(config: Config, reaper: Arc<Reaper>, started_us: u64) -> Result<Self> {
-        let runtime = Arc::new(Crun::new(config.paths.clone(), reaper.clone()));
+        let runtime = Arc::new(Crun::new(&config, reaper.clone()));
         Self::with(config, reaper, runtime, Arc::new(SystemMounter), started_us)
     }
 

@@ -1,7 +1,10 @@
 //! The OCI runtime crun, as a program.
 
 use std::ffi::OsString;
-use std::fs;
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio as ProcessStdio};
 use std::sync::Arc;
@@ -9,12 +12,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
+use nix::fcntl::{FcntlArg, SealFlag, fcntl};
+use nix::sys::memfd::{MFdFlags, memfd_create};
 use serde_json::Value;
 use tokio::time::timeout;
 
 use super::runtime::{Launch, OciRuntime, RuntimeError, Stdio};
-use crate::config::Paths;
-use crate::init::reaper::Reaper;
+use crate::config::{Config, Mode, Paths};
+use crate::init::{self, reaper::Reaper};
 use crate::sys;
 
 /// No call takes this long, unless something is wrong.
@@ -24,21 +29,27 @@ const LONGEST_MESSAGE: usize = 2000;
 
 pub struct Crun {
     paths: Paths,
+    program: Program,
     reaper: Arc<Reaper>,
     next: AtomicU64,
 }
 
 impl Crun {
-    pub fn new(paths: Paths, reaper: Arc<Reaper>) -> Self {
-        Self { paths, reaper, next: AtomicU64::new(0) }
+    pub fn new(config: &Config, reaper: Arc<Reaper>) -> Self {
+        let paths = config.paths.clone();
+        let program = Program::sealed(paths.crun());
+        if let (Mode::Vm, Program::Sealed(_)) = (config.mode, &program) {
+            init::forget_file(paths.crun());
+        }
+        Self { paths, program, reaper, next: AtomicU64::new(0) }
     }
 
     /// Runs one verb to its end. The error is what crun wrote into its log, not into the container's streams.
     async fn run(&self, verb: &str, arguments: &[OsString], stdio: Stdio) -> Result<(), String> {
         let log = self.temporary("log");
         let root = self.paths.crun_root();
-        let mut command = Command::new(self.paths.crun());
-        command.arg("--root").arg(&root).arg("--cgroup-manager=cgroupfs");
+        let mut command = Command::new(self.program.path());
+        command.arg0("crun").arg("--root").arg(&root).arg("--cgroup-manager=cgroupfs");
         command.arg("--log").arg(log.path()).arg("--log-format=json");
         command.arg(verb).args(arguments);
         command.stdin(process_stdio(stdio.stdin));
@@ -116,7 +127,7 @@ impl OciRuntime for Crun {
     }
 }
 
-fn process_stdio(descriptor: Option<std::os::fd::OwnedFd>) -> ProcessStdio {
+fn process_stdio(descriptor: Option<OwnedFd>) -> ProcessStdio {
     descriptor.map_or_else(ProcessStdio::null, ProcessStdio::from)
 }
 
@@ -137,6 +148,45 @@ fn explain(verb: &str, code: i32, log: &str) -> String {
     format!("crun {verb}: {}", messages.join("; ")).chars().take(LONGEST_MESSAGE).collect()
 }
 
+/// The file to execute.
+enum Program {
+    /// A copy in memory that nobody can change.
+    Sealed(OwnedFd),
+    File(PathBuf),
+}
+
+impl Program {
+    /// So that a container cannot overwrite the crun that enters it, crun runs from a copy: it makes one and starts
+    /// anew, each time, unless it finds itself in a sealed one. One copy for all times halves the time crun takes.
+    fn sealed(path: &Path) -> Self {
+        match seal(path) {
+            Ok(copy) => Self::Sealed(copy),
+            Err(error) => {
+                log::info!("copy {}: {error}", path.display());
+                Self::File(path.into())
+            }
+        }
+    }
+
+    fn path(&self) -> PathBuf {
+        match self {
+            // Of the child that executes it, in which the descriptor stays open until then.
+            Self::Sealed(copy) => format!("/proc/self/fd/{}", copy.as_raw_fd()).into(),
+            Self::File(path) => path.clone(),
+        }
+    }
+}
+
+fn seal(path: &Path) -> io::Result<OwnedFd> {
+    let mut original = File::open(path)?;
+    let mut copy = File::from(memfd_create(c"crun", MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING)?);
+    io::copy(&mut original, &mut copy)?;
+    let seals =
+        SealFlag::F_SEAL_SEAL | SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_WRITE;
+    fcntl(&copy, FcntlArg::F_ADD_SEALS(seals))?;
+    Ok(copy.into())
+}
+
 /// A file crun may write, removed in the end.
 struct Temporary(PathBuf);
 
@@ -155,6 +205,16 @@ impl Drop for Temporary {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_sealed_copy_cannot_be_changed() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("crun");
+        fs::write(&path, "text").unwrap();
+        let mut copy = File::from(seal(&path).unwrap());
+        assert!(io::Write::write_all(&mut copy, b"other").is_err());
+        assert!(matches!(Program::sealed(Path::new("/nonexistent")), Program::File(_)));
+    }
 
     #[test]
     fn errors_come_from_the_log() {

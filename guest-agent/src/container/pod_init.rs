@@ -10,6 +10,7 @@ use std::os::unix::process::CommandExt;
 use std::process::{Command, ExitCode, Stdio};
 
 use nix::sched::{CloneFlags, unshare};
+use nix::sys::prctl::set_name;
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
 use nix::unistd::dup2_stdout;
 
@@ -58,6 +59,7 @@ fn make() -> io::Result<ExitCode> {
         // The agent waits for the end of this output.
         let nothing = File::options().read(true).write(true).open("/dev/null")?;
         dup2_stdout(&nothing)?;
+        set_name(c"vmruntime")?;
         return Ok(reap_for_ever());
     };
     let mut output = io::stdout();

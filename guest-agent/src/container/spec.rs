@@ -98,9 +98,9 @@ fn add_mounts(spec: &mut Value, paths: &Paths) -> Result<()> {
     let readonly = spec.pointer("/root/readonly").and_then(Value::as_bool).unwrap_or_default();
     let access = if readonly { "ro" } else { "rw" };
     let files: [(&str, PathBuf, &[&str]); 4] = [
-        ("/etc/resolv.conf", paths.resolv_conf(), &["bind", "rprivate", access]),
-        ("/etc/hostname", paths.hostname(), &["bind", "rprivate", access]),
-        ("/etc/hosts", paths.hosts(), &["bind", "rprivate", access]),
+        ("/etc/resolv.conf", paths.resolv_conf(), &["bind", "rprivate", "nosuid", "nodev", "noexec", access]),
+        ("/etc/hostname", paths.hostname(), &["bind", "rprivate", "nosuid", "nodev", "noexec", access]),
+        ("/etc/hosts", paths.hosts(), &["bind", "rprivate", "nosuid", "nodev", "noexec", access]),
         ("/dev/shm", paths.shm(), &["bind", "rprivate", "nosuid", "nodev", "noexec"]),
     ];
     let mounts = member(spec)?.entry("mounts").or_insert_with(|| json!([]));

@@ -7,6 +7,8 @@ pub mod power;
 pub mod reaper;
 mod root;
 
+use std::path::Path;
+
 use nix::sys::resource::{Resource, setrlimit};
 
 use crate::error::Result;
@@ -32,6 +34,14 @@ pub fn prepare() -> Result<CommandLine> {
     raise_limits();
     bring_up_loopback();
     Ok(options)
+}
+
+/// Removes a file that has served its purpose and would only occupy memory. Files on a disk stay.
+pub fn forget_file(path: &Path) {
+    if root::is_in_memory() {
+        // At worst it stays.
+        let _ = std::fs::remove_file(path);
+    }
 }
 
 /// Each container costs the agent some descriptors. The hard limit is what containers may raise theirs to, unless

@@ -3,6 +3,7 @@
 use std::ffi::CStr;
 use std::fs::File;
 use std::io;
+use std::path::Path;
 
 use nix::errno::Errno;
 use nix::kmod::{ModuleInitFlags, finit_module};
@@ -16,8 +17,7 @@ pub fn load_all() {
     let list = std::fs::read_to_string(LIST).unwrap_or_default();
     for path in entries(&list) {
         match load(path) {
-            // The file has served its purpose; in an initramfs it would only occupy memory.
-            Ok(()) => drop(std::fs::remove_file(path)),
+            Ok(()) => super::forget_file(Path::new(path)),
             // It found nothing to drive on this machine.
             Err(error)
                 if matches!(error.raw_os_error(), Some(libc::ENODEV | libc::ENXIO | libc::EOPNOTSUPP)) =>

@@ -14,10 +14,14 @@ const RAMFS: FsType = FsType(0x8584_58f6_u32 as _);
 const TMPFS: FsType = FsType(0x0102_1994);
 const NEW_ROOT: &str = "/.root";
 
+/// Whether the root's files occupy memory and are gone with it, as an initramfs's are.
+pub fn is_in_memory() -> bool {
+    statfs("/").is_ok_and(|root| matches!(root.filesystem_type(), RAMFS | TMPFS))
+}
+
 /// Does nothing when the root is a disk.
 pub fn leave_initramfs() -> Result<()> {
-    let kind = statfs("/").context(|| "look at /")?.filesystem_type();
-    if kind != RAMFS && kind != TMPFS {
+    if !is_in_memory() {
         return Ok(());
     }
     // The directory may be there.
