@@ -23,9 +23,9 @@ if [ -z "${FORCE:-}" ] && [ -s "$out/vmlinuz" ] && [ "$(cat "$stamp" 2>/dev/null
     exit 0
 fi
 
-# The newest linux-source-X.Y package this distribution has (Debian 12: 6.1).
+# The linux-source-X.Y package of the distribution's own release (Debian 12: 6.1), not a newer backport beside it.
 newest_source_package() {
-    apt-cache search --names-only '^linux-source-[0-9]+\.[0-9]+(\.[0-9]+)?$' | cut -d' ' -f1 | sort -V | tail -n 1
+    apt-cache depends linux-source | sed -n 's/^ *Depends: *\(linux-source-[0-9.]*\)$/\1/p' | head -n 1
 }
 
 mkdir -p "$work/deb" "$out"
