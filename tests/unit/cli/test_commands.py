@@ -8,14 +8,32 @@ import tarfile
 import threading
 from pathlib import Path
 
+import click
 import grpc
 import pytest
 
 import vmruntime.cli.follow
 from tests.unit.cli.conftest import Cli
+from vmruntime.cli.main import main
 from vmruntime.generated import cri_pb2
 
 LINE = b"2026-01-02T03:04:05.000000006Z stdout F "
+
+
+def test_every_command_and_option_is_documented() -> None:
+    text = (Path(__file__).parents[3] / "docs" / "cli.md").read_text()
+    for name, command in main.commands.items():
+        for path, leaf in _leaves(name, command):
+            assert f"`{path}" in text, path
+            for option in leaf.params:
+                if isinstance(option, click.Option) and option.expose_value and path == "run":
+                    assert f"`{option.opts[-1]}" in text, (path, option.opts)
+
+
+def _leaves(path: str, command: click.Command) -> list[tuple[str, click.Command]]:
+    if isinstance(command, click.Group):
+        return [leaf for name, child in command.commands.items() for leaf in _leaves(f"{path} {name}", child)]
+    return [(path, command)]
 
 
 def test_every_command_has_help(offline: Cli) -> None:

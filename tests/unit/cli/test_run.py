@@ -94,7 +94,7 @@ def test_pull_never(cli: Cli) -> None:
 def test_image_on_disk_is_imported(cli: Cli) -> None:
     assert cli("run", "--rm", "oci:layout:web:1").exit_code == 0
     assert cli.cri.requests["PullImage"].image.image == f"oci:{os.getcwd()}/layout:web:1"
-    assert cli.cri.requests["CreateContainer"].config.metadata.name == "web"
+    assert cli.cri.requests["CreateContainer"].config.metadata.name == "layout"
 
 
 def test_failed_start_leaves_nothing(cli: Cli) -> None:
