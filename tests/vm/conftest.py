@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import tempfile
@@ -23,7 +24,7 @@ from vmruntime.sandboxes.ledger import OwnedResources
 from vmruntime.store.database import Database
 from vmruntime.store.records import Ledger
 
-GUEST = Path("/var/lib/vmruntime/guest")
+GUEST = Path(os.environ.get("VMRUNTIME_GUEST", "/var/lib/vmruntime/guest"))
 
 
 class Host:

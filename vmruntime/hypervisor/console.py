@@ -14,6 +14,7 @@ from pathlib import Path
 
 GENERATION_BYTES = 512 * 1024
 TAIL_BYTES = 16 * 1024
+LINE_BYTES = 4096
 
 
 class ConsoleLog:
@@ -22,6 +23,8 @@ class ConsoleLog:
     def __init__(self, directory: Path) -> None:
         self.path = directory / "console.log"
         self._old = directory / "console.log.1"
+        self._line = b""
+        self._waiters: dict[bytes, asyncio.Event] = {}
 
     async def copy(self, socket: Path) -> None:
         """Read until the guest's end closes the socket."""
@@ -35,6 +38,10 @@ class ConsoleLog:
             writer.close()
             with contextlib.suppress(ConnectionError):
                 await writer.wait_closed()
+
+    async def wait_for(self, text: str) -> None:
+        """Wait until a line with this text is copied from now on; call it before the guest can have written it."""
+        await self._waiters.setdefault(text.encode(), asyncio.Event()).wait()
 
     def tail(self, lines: int = 12) -> str:
         """Return the last lines, printable, for an error message; empty when nothing was said."""
@@ -53,3 +60,12 @@ class ConsoleLog:
             size = file.tell()
         if size > GENERATION_BYTES:
             self.path.replace(self._old)
+        self._wake(data)
+
+    def _wake(self, data: bytes) -> None:
+        """Look for awaited texts; a line may come in pieces."""
+        seen = self._line + data
+        for text, event in self._waiters.items():
+            if text in seen:
+                event.set()
+        self._line = seen.rpartition(b"\n")[2][-LINE_BYTES:]

@@ -93,6 +93,9 @@ class VirtualMachine(Protocol):
     def console_tail(self) -> str:
         """Return the last lines of the guest's console, for an error message."""
 
+    async def wait_for_console(self, text: str) -> None:
+        """Wait until the guest's console shows a line with this text; for a VM that was just started."""
+
     async def attached_disks(self) -> set[str]:
         """Return the serials of the disks the VM has."""
 

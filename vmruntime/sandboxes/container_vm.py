@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 import structlog
@@ -31,6 +31,7 @@ from vmruntime.sandboxes.size import vm_size
 log = structlog.get_logger(__name__)
 
 DIAL_INTERVAL = 0.01
+READY_LINE = "vmruntime-agent: ready"
 ADOPT_TIMEOUT = 10.0
 VM_KINDS = frozenset({ResourceKind.PROCESS, ResourceKind.DIRECTORY, ResourceKind.CGROUP, ResourceKind.CID})
 
@@ -154,7 +155,7 @@ class ContainerVmBackend:
         """
         vm = await self._hypervisor.adopt(await self._handle(sandbox.id))
         try:
-            return await self._connect(vm, ADOPT_TIMEOUT, {})
+            return await self._connect(vm, _dial_until_answer, ADOPT_TIMEOUT, {})
         except BootFailed as error:
             await vm.kill()
             raise VmGone(f"its agent does not answer any more: {error}") from error
@@ -198,15 +199,30 @@ class ContainerVmBackend:
         vm = await self._hypervisor.start(spec, record)
         started = time.monotonic()
         phases = {"prepare": (prepared - began) * 1000, "qemu": (started - prepared) * 1000}
-        return await self._connect(vm, self._settings.hypervisor.boot_timeout, phases)
 
-    async def _connect(self, vm: VirtualMachine, timeout: float, phases: dict[str, float]) -> ContainerVm:
-        """Wait for the agent and connect to it; the VM is let go of when that fails."""
+        async def booted(dialer: Dialer) -> None:
+            await vm.wait_for_console(READY_LINE)
+            await _dial_until_answer(dialer)
+
+        return await self._connect(vm, booted, self._settings.hypervisor.boot_timeout, phases)
+
+    async def _connect(
+        self,
+        vm: VirtualMachine,
+        answering: Callable[[Dialer], Awaitable[None]],
+        timeout: float,
+        phases: dict[str, float],
+    ) -> ContainerVm:
+        """Wait for the agent and connect to it; the VM is let go of when that fails.
+
+        A booting guest is dialled only when its console says that the agent listens: vhost-device-vsock 0.3 can lose
+        its way over connections that are made, and given up, before the guest's driver is there.
+        """
         began = time.monotonic()
         dialer = self._dialer(vm.handle)
         relay = Relay(Path(vm.handle.directory) / "agent.sock", dialer)
         try:
-            await self._wait_for_agent(vm, dialer, timeout)
+            await self._wait_for_agent(vm, answering(dialer), timeout)
             await relay.open()
             agent = AgentClient(Path(vm.handle.directory) / "agent.sock")
             try:
@@ -224,9 +240,9 @@ class ContainerVmBackend:
         phases["guest"] = (time.monotonic() - began) * 1000
         return ContainerVm(vm, relay, agent, hello, phases=phases, attached=attached)
 
-    async def _wait_for_agent(self, vm: VirtualMachine, dialer: Dialer, timeout: float) -> None:
+    async def _wait_for_agent(self, vm: VirtualMachine, answering: Awaitable[None], timeout: float) -> None:
         ended = asyncio.ensure_future(vm.wait())
-        answered = asyncio.ensure_future(_dial_until_answer(dialer))
+        answered = asyncio.ensure_future(answering)
         try:
             async with asyncio.timeout(timeout):
                 await asyncio.wait({ended, answered}, return_when=asyncio.FIRST_COMPLETED)

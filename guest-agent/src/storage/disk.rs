@@ -22,17 +22,37 @@ const RESCAN: Duration = Duration::from_millis(100);
 const ASK: Duration = Duration::from_millis(300);
 /// How long a file system may take to let go of its disk after it was unmounted.
 const LET_GO: Duration = Duration::from_secs(2);
+/// Between two attempts to open a disk whose driver is not done with it.
+const NOT_READY: Duration = Duration::from_millis(5);
 
 /// A block device as sysfs shows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Disk {
-    name: String,
+    device: PathBuf,
     sysfs: PathBuf,
 }
 
 impl Disk {
-    pub fn device(&self) -> PathBuf {
-        Path::new("/dev").join(&self.name)
+    pub fn device(&self) -> &Path {
+        &self.device
+    }
+
+    /// Waits until the disk can be opened: sysfs and the serial are there a moment before the driver is done.
+    ///
+    /// # Errors
+    /// When it still cannot be opened at the deadline.
+    pub async fn ready(&self) -> Result<()> {
+        let end = Instant::now() + DEADLINE;
+        loop {
+            match open(&self.device, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty()) {
+                Err(Errno::ENOENT | Errno::ENXIO | Errno::ENODEV | Errno::ENOMEDIUM | Errno::EBUSY)
+                    if Instant::now() < end =>
+                {
+                    sleep(NOT_READY).await;
+                }
+                opened => return opened.map(drop).context(|| format!("open disk {}", self.device.display())),
+            }
+        }
     }
 
     /// Takes the disk away from the guest, once nothing uses it, so that the host may unplug it.
@@ -48,20 +68,20 @@ impl Disk {
         // The kernel waits for its own housekeeping in this.
         let removed =
             spawn_blocking(move || fs::write(delete, "1")).await.unwrap_or_else(|error| Err(error.into()));
-        removed.context(|| format!("remove disk {}", self.name))
+        removed.context(|| format!("remove disk {}", self.device.display()))
     }
 
     /// An exclusive open fails as long as a file system is on the disk; mounts in a dying namespace may hold it for
     /// a moment. A disk that has left is unused, too.
     async fn wait_unused(&self) -> Result<()> {
-        let device = self.device();
         let flags = OFlag::O_RDONLY | OFlag::O_EXCL | OFlag::O_CLOEXEC;
         let end = Instant::now() + LET_GO;
         loop {
-            match open(&device, flags, Mode::empty()) {
+            match open(&self.device, flags, Mode::empty()) {
                 Ok(_) | Err(Errno::ENOENT | Errno::ENXIO | Errno::ENODEV) => return Ok(()),
                 Err(error) if Instant::now() >= end => {
-                    return Err(error).context(|| format!("wait for disk {} to be unused", self.name));
+                    return Err(error)
+                        .context(|| format!("wait for disk {} to be unused", self.device.display()));
                 }
                 Err(_) => sleep(Duration::from_millis(5)).await,
             }
@@ -72,19 +92,20 @@ impl Disk {
 /// Where to look for disks.
 pub struct Disks {
     sys_block: PathBuf,
+    dev: PathBuf,
     scsi_hosts: PathBuf,
 }
 
 impl Default for Disks {
     fn default() -> Self {
-        Self { sys_block: "/sys/block".into(), scsi_hosts: "/sys/class/scsi_host".into() }
+        Self { sys_block: "/sys/block".into(), dev: "/dev".into(), scsi_hosts: "/sys/class/scsi_host".into() }
     }
 }
 
 impl Disks {
     #[cfg(test)]
-    pub fn at(sys_block: PathBuf) -> Self {
-        Self { sys_block, scsi_hosts: "/nonexistent".into() }
+    pub fn at(sys_block: PathBuf, dev: PathBuf) -> Self {
+        Self { sys_block, dev, scsi_hosts: "/nonexistent".into() }
     }
 
     /// The disk with this serial, which may be on its way.
@@ -143,7 +164,7 @@ impl Disks {
         fs::read_dir(&self.sys_block).into_iter().flatten().flatten().filter_map(|entry| {
             let sysfs = entry.path();
             let name = entry.file_name().into_string().ok()?;
-            Some((read_serial(&sysfs)?, Disk { name, sysfs }))
+            Some((read_serial(&sysfs)?, Disk { device: self.dev.join(name), sysfs }))
         })
     }
 }
@@ -175,14 +196,14 @@ mod tests {
         add("sdb/device/vpd_pg80", b"\0\x80\0\x0a  scratch ");
         add("vda/serial", b"virtio-1");
         add("loop0/size", b"0");
-        let disks = Disks::at(directory.path().into());
+        let disks = Disks::at(directory.path().into(), "/dev".into());
         (directory, disks)
     }
 
     #[test]
     fn serials_of_scsi_and_virtio_disks() {
         let (_directory, disks) = disks();
-        let device = |serial| disks.find(serial).map(|disk| disk.device());
+        let device = |serial| disks.find(serial).map(|disk| disk.device().to_path_buf());
         assert_eq!(device("layer-1"), Some("/dev/sda".into()));
         assert_eq!(device("scratch"), Some("/dev/sdb".into()));
         assert_eq!(device("virtio-1"), Some("/dev/vda".into()));

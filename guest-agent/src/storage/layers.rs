@@ -106,6 +106,7 @@ impl LayerStore {
             Some(disk) => disk.clone(),
             None => self.disks.wait(serial).await?,
         };
+        disk.ready().await?;
         self.mount(serial, disk)
     }
 
@@ -182,14 +183,14 @@ mod tests {
         fn new(serials: &[&str], mounter: RecordingMounter) -> Self {
             let directory = tempfile::tempdir().unwrap();
             for (index, serial) in serials.iter().enumerate() {
-                // Not named like a real disk: removing one opens its device.
                 let disk = directory.path().join(format!("block/null{index}"));
                 std::fs::create_dir_all(&disk).unwrap();
                 std::fs::write(disk.join("serial"), serial).unwrap();
+                std::fs::write(directory.path().join(format!("null{index}")), "").unwrap();
             }
             let mounter = Arc::new(mounter);
             let mut store = LayerStore::new(directory.path().join("l"), mounter.clone());
-            store.disks = Disks::at(directory.path().join("block"));
+            store.disks = Disks::at(directory.path().join("block"), directory.path().into());
             Self { _directory: directory, mounter, store }
         }
 
@@ -227,7 +228,7 @@ mod tests {
 
     #[test]
     fn numbers_are_used_again() {
-        let disk = Disks::at("/nonexistent".into()).find("x");
+        let disk = Disks::at("/nonexistent".into(), "/nonexistent".into()).find("x");
         assert!(disk.is_none());
         assert_eq!(free_number(&BTreeMap::new()), 0);
     }

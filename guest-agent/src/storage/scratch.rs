@@ -29,9 +29,9 @@ pub async fn mount_disk(paths: &Paths, serial: &str, mounter: &dyn Mounter) -> R
         });
     }
     let disk = Disks::default().wait(serial).await?;
-    let device = disk.device();
+    disk.ready().await?;
     mounter.mount(Mount {
-        source: &device.to_string_lossy(),
+        source: &disk.device().to_string_lossy(),
         target: &target,
         kind: "ext4",
         flags: MsFlags::MS_NOATIME,

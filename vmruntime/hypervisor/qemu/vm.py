@@ -63,6 +63,10 @@ class QemuVm:
         """Return the last lines of the guest's console."""
         return self.console.tail()
 
+    async def wait_for_console(self, text: str) -> None:
+        """Wait until the guest's console shows a line with this text."""
+        await self.console.wait_for(text)
+
     async def attach_disk(self, disk: Disk) -> None:
         """Hot-plug a disk as a SCSI LUN; nothing stays behind when QEMU refuses."""
         node = node_name(disk.serial)
