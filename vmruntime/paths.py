@@ -66,6 +66,10 @@ class Paths:
         """Sockets, console and helper logs of running sandboxes, a directory each."""
         return self.run / "sandboxes"
 
+    def share(self, sandbox_id: str) -> Path:
+        """Return the directory that the VM of one sandbox sees; a mount of its own."""
+        return self.run / "shares" / sandbox_id[:13]
+
     @property
     def netns(self) -> Path:
         """Bind mounts that hold the pods' network namespaces (the directory ip-netns(8) reads)."""

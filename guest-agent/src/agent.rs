@@ -14,6 +14,7 @@ use crate::init::reaper::Reaper;
 use crate::sandbox::Sandbox;
 use crate::storage::layers::LayerStore;
 use crate::storage::mounter::{Mounter, SystemMounter};
+use crate::storage::volumes::PodVolumes;
 
 pub struct Agent {
     pub config: Config,
@@ -21,6 +22,7 @@ pub struct Agent {
     pub runtime: Arc<dyn OciRuntime>,
     pub mounter: Arc<dyn Mounter>,
     pub layers: LayerStore,
+    pub volumes: PodVolumes,
     pub registry: Registry,
     pub sandbox: Sandbox,
     /// On the clock that began with the kernel.
@@ -59,6 +61,7 @@ impl Agent {
             runtime,
             mounter,
             layers,
+            volumes: PodVolumes::default(),
             registry: Registry::default(),
             sandbox: Sandbox::default(),
             started_us,

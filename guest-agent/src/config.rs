@@ -84,6 +84,21 @@ impl Paths {
         self.bundle(id).join("rootfs")
     }
 
+    /// Where the pod's virtio-fs share is mounted.
+    pub fn share(&self) -> PathBuf {
+        self.state.join("share")
+    }
+
+    /// Mount points of the pod's volumes in memory.
+    pub fn memory_volume(&self, key: &str) -> PathBuf {
+        self.state.join("memory").join(key)
+    }
+
+    /// Mount point of one of a container's image volumes.
+    pub fn image_volume(&self, id: &str, number: usize) -> PathBuf {
+        self.bundle(id).join(format!("volume-{number}"))
+    }
+
     pub fn shm(&self) -> PathBuf {
         self.state.join("shm")
     }

@@ -80,10 +80,14 @@ class Daemon:
             self._process.wait(30)
             self._process = None
 
-    def remove_everything(self) -> None:
-        """Remove every pod through CRI."""
-        for pod in self.runtime.ListPodSandbox(cri_pb2.ListPodSandboxRequest()).items:
-            self.runtime.RemovePodSandbox(cri_pb2.RemovePodSandboxRequest(pod_sandbox_id=pod.id), timeout=60)
+    def pods(self) -> frozenset[str]:
+        """Return the ids of all pods."""
+        return frozenset(pod.id for pod in self.runtime.ListPodSandbox(cri_pb2.ListPodSandboxRequest()).items)
+
+    def remove_everything(self, keep: frozenset[str] = frozenset()) -> None:
+        """Remove every pod through CRI, but for those to keep."""
+        for pod in self.pods() - keep:
+            self.runtime.RemovePodSandbox(cri_pb2.RemovePodSandboxRequest(pod_sandbox_id=pod), timeout=60)
 
     @property
     def runtime(self) -> Any:

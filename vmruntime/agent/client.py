@@ -109,6 +109,19 @@ class AgentClient:
             tty=container.tty,
             stdin=container.stdin,
             stdin_once=container.stdin_once,
+            share_tag=container.share_tag,
+            memory_volumes=[
+                agent_pb2.MemoryVolume(key=one.key, size_bytes=one.size, uid=one.uid, gid=one.gid, mode=one.mode)
+                for one in container.memory_volumes
+            ],
+            image_volumes=[
+                agent_pb2.ImageVolume(layers=[agent_pb2.Layer(serial=serial) for serial in serials])
+                for serials in container.image_volumes
+            ],
+            devices=[
+                agent_pb2.Device(path=one.path, serial=one.serial, source=one.source, permissions=one.permissions)
+                for one in container.devices
+            ],
         )
         answer = await self._call(self._stub.CreateContainer(request, timeout=CALL_TIMEOUT))
         if len(answer.groups) > 65536:

@@ -59,6 +59,25 @@ class PidMode(enum.Enum):
     TARGET = 2
 
 
+class GuestMemoryVolume(msgspec.Struct, frozen=True, kw_only=True):
+    """A tmpfs of the pod; the first container that names its key makes it. A size of 0: half the guest's memory."""
+
+    key: str
+    size: int
+    uid: int
+    gid: int
+    mode: int
+
+
+class GuestDevice(msgspec.Struct, frozen=True, kw_only=True):
+    """A device node: the disk with a serial, or the guest's own node of a path."""
+
+    path: str
+    permissions: str
+    serial: str = ""
+    source: str = ""
+
+
 class GuestContainer(msgspec.Struct, frozen=True, kw_only=True):
     """A container to create.
 
@@ -67,6 +86,9 @@ class GuestContainer(msgspec.Struct, frozen=True, kw_only=True):
         layer_serials: Lowest first.
         user: user[:group] by id or name; empty keeps what the spec says.
         image_groups: Also take the groups the image's /etc/group gives the user.
+        share_tag: Tag of the pod's share, when a mount of the spec has a source "share:…".
+        memory_volumes: Those that sources "memory:KEY" name.
+        image_volumes: Layer serials of each image volume, lowest first; sources name them "image:INDEX".
     """
 
     id: str
@@ -81,6 +103,10 @@ class GuestContainer(msgspec.Struct, frozen=True, kw_only=True):
     tty: bool = False
     stdin: bool = False
     stdin_once: bool = False
+    share_tag: str = ""
+    memory_volumes: list[GuestMemoryVolume] = []
+    image_volumes: list[list[str]] = []
+    devices: list[GuestDevice] = []
 
 
 class GuestPhase(enum.Enum):

@@ -102,6 +102,14 @@ class DetachedProcess:
         return process
 
     @property
+    def name(self) -> str:
+        """The program's name (proc(5), comm) for messages, or its pid when it has ended."""
+        try:
+            return Path(f"/proc/{self.identity.pid}/comm").read_text().strip()
+        except OSError:
+            return f"process {self.identity.pid}"
+
+    @property
     def alive(self) -> bool:
         """Whether the process still runs."""
         return start_time(self.identity.pid) == self.identity.start_time

@@ -80,6 +80,16 @@ class NetworkSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
     plugin_timeout: Annotated[float, Meta(gt=0)] = 60.0
 
 
+class VolumeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The [volumes] table.
+
+    Attributes:
+        virtiofsd: The program; empty: where distributions put it.
+    """
+
+    virtiofsd: str = ""
+
+
 class LogSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The [log] table: the daemon's own messages on stderr."""
 
@@ -109,6 +119,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     guest: GuestSettings = GuestSettings()
     images: ImageSettings = ImageSettings()
     network: NetworkSettings = NetworkSettings()
+    volumes: VolumeSettings = VolumeSettings()
     log: LogSettings = LogSettings()
 
     @property

@@ -40,6 +40,7 @@ from vmruntime.sandboxes.acceleration import PROOF_SECONDS, choose_accelerator
 from vmruntime.sandboxes.cgroup import HostCgroups
 from vmruntime.sandboxes.container_vm import ContainerVmBackend
 from vmruntime.sandboxes.ledger import OwnedResources
+from vmruntime.sandboxes.vm_volumes import release_share
 from vmruntime.store.database import Database
 from vmruntime.store.records import Facts, Ledger, PodRecords
 
@@ -87,6 +88,7 @@ async def _start(settings: Settings, paths: Paths, stack: contextlib.AsyncExitSt
         await network.teardown(resource.key)
 
     owned.add_releaser(ResourceKind.NETWORK, release_network)
+    owned.add_releaser(ResourceKind.SHARE, release_share)
     hypervisor = await _hypervisor(settings, paths, owned, Facts(database))
     backend = ContainerVmBackend(hypervisor, owned, paths, settings, _host_memory_mib())
     context = Context(

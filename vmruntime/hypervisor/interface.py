@@ -112,8 +112,20 @@ class VirtualMachine(Protocol):
     async def attach_nic(self, nic: Nic, tap_fd: int) -> None:
         """Hot-plug a NIC on a tap; the descriptor stays the caller's."""
 
+    async def has_share(self) -> bool:
+        """Whether attach_share() has succeeded for this VM, under this daemon or an earlier one."""
+
+    async def attach_share(self, tag: str, backend_fd: int, helper: ProcessIdentity) -> None:
+        """Hot-plug a virtio-fs device on a connection to virtiofsd; the descriptor stays the caller's.
+
+        Args:
+            tag: The name the guest mounts it by, at most 36 bytes.
+            backend_fd: A connected vhost-user socket.
+            helper: virtiofsd; from now on its end is the VM's end.
+        """
+
     async def wait(self) -> str:
-        """Wait for the VM's end and return why, in one sentence."""
+        """Wait for the end of the VM, or of a helper it cannot do without, and return why, in one sentence."""
 
     async def kill(self) -> None:
         """End the VM and its helpers at once; success when they are gone."""

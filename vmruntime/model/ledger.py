@@ -15,6 +15,7 @@ class ResourceKind(enum.Enum):
     DIRECTORY = "directory"
     CGROUP = "cgroup"
     CID = "cid"
+    SHARE = "share"
 
 
 class Resource(msgspec.Struct, frozen=True, kw_only=True):

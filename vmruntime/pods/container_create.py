@@ -14,6 +14,7 @@ from vmruntime.model.container import Container, ContainerSpec, ContainerState, 
 from vmruntime.model.image import Image
 from vmruntime.model.sandbox import NamespaceMode, Sandbox, SandboxState
 from vmruntime.pods.container_remove import delete_in_guest
+from vmruntime.pods.container_volumes import ContainerVolumes, attach_volumes, tell_agent, volume_images
 from vmruntime.pods.context import Context, Live
 from vmruntime.pods.log_pump import LogPump
 from vmruntime.pods.oci.signals import stop_signal
@@ -60,13 +61,7 @@ def _hand_over(context: Context, other: Container, spec: ContainerSpec) -> str:
 
 
 def _refuse_unsupported(spec: ContainerSpec) -> None:
-    """Refuse, naming the field, what containers in VMs cannot have in this version."""
-    if spec.mounts:
-        raise Unimplemented(
-            f"config.mounts: {spec.mounts[0].container_path!r}: volumes are not built yet for pods in VMs"
-        )
-    if spec.devices:
-        raise Unimplemented(f"config.devices: {spec.devices[0].host_path!r}: devices are not built yet for pods in VMs")
+    """Refuse, naming the field, what containers cannot have in this version."""
     if spec.cdi_devices:
         raise Unimplemented(f"config.CDI_devices: {spec.cdi_devices[0]!r}: CDI is not built yet")
 
@@ -75,6 +70,7 @@ async def _create(context: Context, sandbox: Sandbox, container_id: str, spec: C
     image = context.images.status(spec.image)
     if image is None:
         raise NotFound(f"config.image: {spec.image!r} is not on this host", remedy="pull it first")
+    mounted = volume_images(context, spec)
     container = Container(
         id=container_id,
         sandbox_id=sandbox.id,
@@ -83,16 +79,15 @@ async def _create(context: Context, sandbox: Sandbox, container_id: str, spec: C
         created_at=context.clock.now_ns(),
         image_id=image.id,
         image_ref=image.repo_digests[0] if image.repo_digests else image.id,
-        layers=[layer.diff_id for layer in image.layers],
+        layers=[layer.diff_id for one in (image, *mounted) for layer in one.layers],
         stop_signal=stop_signal(spec, image.config),
     )
-    request = guest_container(context, sandbox, container, image)
     live = context.running(sandbox.id)
     async with context.locks.hold(container_id):
         # From here on the image's layers count as used: a removal of the image leaves them in place.
         await context.registry.add_container(container)
         try:
-            await _create_in_guest(context, live, container, request, image)
+            await _create_in_guest(context, live, container, image, mounted)
         except BaseException:
             context.handover.discard(container_id)
             await asyncio.shield(_undo(context, container))
@@ -101,10 +96,13 @@ async def _create(context: Context, sandbox: Sandbox, container_id: str, spec: C
 
 
 async def _create_in_guest(
-    context: Context, live: Live, container: Container, request: GuestContainer, image: Image
+    context: Context, live: Live, container: Container, image: Image, mounted: list[Image]
 ) -> None:
-    disks = [LayerDisk(path=context.images.layer_path(layer), serial=layer.serial) for layer in image.layers]
+    layers = [layer for one in (image, *mounted) for layer in one.layers]
+    disks = [LayerDisk(path=context.images.layer_path(layer), serial=layer.serial) for layer in layers]
     await live.running.attach_layers(disks)
+    volumes = await attach_volumes(live, container, mounted)
+    request = guest_container(context, container, image, volumes)
     pump = LogPump(live.running.agent, container.id, container.spec.log_path, context.log_position(container.id))
     await pump.open()
     pid, user, message = 0, None, ""
@@ -133,17 +131,20 @@ def is_missing_command(error: AgentError) -> bool:
     return error.code is Code.INVALID_ARGUMENT and "exec" in error.message
 
 
-def guest_container(context: Context, sandbox: Sandbox, container: Container, image: Image) -> GuestContainer:
+def guest_container(context: Context, container: Container, image: Image, volumes: ContainerVolumes) -> GuestContainer:
     """Return what the agent needs to create a container."""
     spec = container.spec
+    sandbox = context.registry.sandbox(container.sandbox_id)
     user, groups, image_groups = resolve_user(spec.security, image.config)
-    oci_spec = build_oci_spec(spec, image.config, sandbox.spec, load_profile=context.load_profile)
+    oci_spec = build_oci_spec(
+        spec, image.config, sandbox.spec, load_profile=context.load_profile, volumes=volumes.binds
+    )
     namespaces = spec.security.namespaces
     if namespaces.pid not in PID_MODES:
         raise Unimplemented("config.linux.security_context.namespace_options.pid: NODE is not built yet")
     if namespaces.pid is NamespaceMode.TARGET:
         _check_target(context, sandbox, namespaces.target_id)
-    return GuestContainer(
+    request = GuestContainer(
         id=container.id,
         oci_spec=msgspec.json.encode(oci_spec),
         layer_serials=[layer.serial for layer in image.layers],
@@ -157,6 +158,7 @@ def guest_container(context: Context, sandbox: Sandbox, container: Container, im
         stdin=spec.stdin,
         stdin_once=spec.stdin_once,
     )
+    return tell_agent(request, volumes)
 
 
 def _check_target(context: Context, sandbox: Sandbox, target_id: str) -> None:

@@ -7,6 +7,7 @@ import structlog
 from vmruntime.agent.errors import AgentError, AgentGone
 from vmruntime.errors import NotFound
 from vmruntime.model.container import Container, ContainerState
+from vmruntime.pods.container_volumes import detach_volumes
 from vmruntime.pods.context import Context
 
 log = structlog.get_logger(__name__)
@@ -38,6 +39,7 @@ async def delete_in_guest(context: Context, container: Container) -> None:
     try:
         released = await live.running.agent.delete(container.id)
         await live.running.release_layers(released)
+        await detach_volumes(context, live, container)
     except AgentGone as error:
         log.info("sandbox is gone, nothing to delete there", container=container.id, error=str(error))
     except AgentError as error:

@@ -43,9 +43,10 @@ class LogPump:
                 if not ended:
                     await asyncio.sleep(RETRY_SECONDS)
         finally:
-            self._drained.set()
             async with self._file:
                 self._writer.close()
+            # After the close: who waits for this may remove the note of the position.
+            self._drained.set()
 
     async def reopen(self) -> None:
         """Close the file and open its path again, between two batches."""

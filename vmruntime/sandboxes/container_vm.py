@@ -11,29 +11,32 @@ import structlog
 
 from vmruntime.agent.client import AgentClient
 from vmruntime.agent.errors import AgentError, AgentGone
-from vmruntime.agent.interface import AGENT_PORT, AgentHello
+from vmruntime.agent.interface import AGENT_PORT, AgentHello, GuestDevice
 from vmruntime.agent.relay import Dialer, HybridDialer, Relay, VsockDialer
 from vmruntime.aio.detached import ProcessIdentity
 from vmruntime.config.settings import Settings
 from vmruntime.errors import FailedPrecondition
 from vmruntime.hypervisor.errors import BootFailed, VmGone
-from vmruntime.hypervisor.interface import Disk, Hypervisor, Nic, VirtualMachine, VmHandle, VmSpec
+from vmruntime.hypervisor.interface import Disk, Hypervisor, Nic, Recorder, VirtualMachine, VmHandle, VmSpec
+from vmruntime.model.container import Device, Mount
 from vmruntime.model.ledger import ResourceKind
 from vmruntime.model.resources import VmSize
 from vmruntime.model.sandbox import NetworkInterface, Sandbox
 from vmruntime.paths import Paths
 from vmruntime.sandboxes import scratch
 from vmruntime.sandboxes.cgroup import cgroup_path
-from vmruntime.sandboxes.interface import LayerDisk
+from vmruntime.sandboxes.interface import LayerDisk, Published
 from vmruntime.sandboxes.ledger import OwnedResources, process_identity
 from vmruntime.sandboxes.size import vm_size
+from vmruntime.sandboxes.vm_devices import block_disk, device_serial
+from vmruntime.sandboxes.vm_volumes import SHARE_ROLE, VmVolumes
 
 log = structlog.get_logger(__name__)
 
 DIAL_INTERVAL = 0.01
 READY_LINE = "vmruntime-agent: ready"
 ADOPT_TIMEOUT = 10.0
-VM_KINDS = frozenset({ResourceKind.PROCESS, ResourceKind.DIRECTORY, ResourceKind.CGROUP, ResourceKind.CID})
+HELPER_ROLES = ("vsock", SHARE_ROLE)
 
 
 class ContainerVm:
@@ -46,6 +49,7 @@ class ContainerVm:
         agent: AgentClient,
         hello: AgentHello,
         *,
+        volumes: VmVolumes,
         phases: dict[str, float],
         attached: set[str],
     ) -> None:
@@ -53,6 +57,7 @@ class ContainerVm:
         self._relay = relay
         self._agent = agent
         self._hello = hello
+        self._volumes = volumes
         self._phases = phases
         self._attached = attached
         self._attaching = asyncio.Lock()
@@ -96,6 +101,36 @@ class ContainerVm:
                 if serial in self._attached:
                     await self._vm.detach_disk(serial)
                     self._attached.discard(serial)
+
+    async def publish_volumes(self, container_id: str, mounts: Sequence[Mount]) -> Published:
+        """Make a container's mounts visible in the guest."""
+        return await self._volumes.publish(container_id, mounts)
+
+    async def withdraw_volumes(self, container_id: str) -> None:
+        """Take away a container's mounts."""
+        await self._volumes.withdraw(container_id)
+
+    async def attach_devices(self, devices: Sequence[Device]) -> list[GuestDevice]:
+        """Hot-plug block devices as disks; other devices are the guest's own of the same path."""
+        found = []
+        for device in devices:
+            disk = await asyncio.to_thread(block_disk, device)
+            serial = ""
+            if disk is not None:
+                serial = disk.serial
+                async with self._attaching:
+                    if serial not in self._attached:
+                        await self._vm.attach_disk(disk)
+                        self._attached.add(serial)
+            source = "" if serial else device.host_path
+            found.append(
+                GuestDevice(path=device.container_path, permissions=device.permissions, serial=serial, source=source)
+            )
+        return found
+
+    async def release_devices(self, devices: Sequence[Device]) -> None:
+        """Unplug block devices."""
+        await self.release_layers([device_serial(device.host_path) for device in devices])
 
     async def wait(self) -> str:
         """Wait for the VM's end and return why."""
@@ -155,15 +190,14 @@ class ContainerVmBackend:
         """
         vm = await self._hypervisor.adopt(await self._handle(sandbox.id))
         try:
-            return await self._connect(vm, _dial_until_answer, ADOPT_TIMEOUT, {})
+            return await self._connect(sandbox, vm, _dial_until_answer, ADOPT_TIMEOUT, {})
         except BootFailed as error:
             await vm.kill()
             raise VmGone(f"its agent does not answer any more: {error}") from error
 
     async def release(self, sandbox_id: str, *, final: bool) -> None:
         """End the VM and remove its disks, cgroup and CID; with `final`, its console and logs too."""
-        others = frozenset(ResourceKind) - VM_KINDS
-        await self._owned.release(sandbox_id, keep=others, final=final)
+        await self._owned.release(sandbox_id, keep=frozenset({ResourceKind.NETWORK}), final=final)
 
     async def _start(self, sandbox: Sandbox) -> ContainerVm:
         began = time.monotonic()
@@ -174,7 +208,7 @@ class ContainerVmBackend:
                 raise FailedPrecondition(f"there is no guest to boot: {file} is missing", remedy="make guest")
         size = self.size(sandbox)
         directory, disks = self._paths.sandbox(sandbox.id), self._paths.pod_disks(sandbox.id)
-        cgroup = cgroup_path(sandbox.spec.cgroup_parent or self._settings.cgroup_parent, sandbox.id)
+        cgroup = self._cgroup(sandbox)
         await self._owned.cgroup(sandbox.id, cgroup)
         await self._owned.directory(sandbox.id, directory, 0o711, until_removed=True)
         await self._owned.directory(sandbox.id, disks)
@@ -191,12 +225,8 @@ class ContainerVmBackend:
             disks=[Disk(path=scratch_path, serial=scratch.SERIAL, readonly=False)],
         )
 
-        async def record(role: str, identity: ProcessIdentity) -> None:
-            await self._owned.process(sandbox.id, role, identity)
-            await self._owned.cgroups.add(cgroup, identity.pid)
-
         prepared = time.monotonic()
-        vm = await self._hypervisor.start(spec, record)
+        vm = await self._hypervisor.start(spec, self._recorder(sandbox))
         started = time.monotonic()
         phases = {"prepare": (prepared - began) * 1000, "qemu": (started - prepared) * 1000}
 
@@ -204,10 +234,11 @@ class ContainerVmBackend:
             await vm.wait_for_console(READY_LINE)
             await _dial_until_answer(dialer)
 
-        return await self._connect(vm, booted, self._settings.hypervisor.boot_timeout, phases)
+        return await self._connect(sandbox, vm, booted, self._settings.hypervisor.boot_timeout, phases)
 
     async def _connect(
         self,
+        sandbox: Sandbox,
         vm: VirtualMachine,
         answering: Callable[[Dialer], Awaitable[None]],
         timeout: float,
@@ -238,7 +269,24 @@ class ContainerVmBackend:
                 raise BootFailed(f"the guest's agent listens but does not answer: {error.message}") from error
             raise
         phases["guest"] = (time.monotonic() - began) * 1000
-        return ContainerVm(vm, relay, agent, hello, phases=phases, attached=attached)
+        volumes = self._volumes(vm, sandbox)
+        return ContainerVm(vm, relay, agent, hello, volumes=volumes, phases=phases, attached=attached)
+
+    def _cgroup(self, sandbox: Sandbox) -> str:
+        return cgroup_path(sandbox.spec.cgroup_parent or self._settings.cgroup_parent, sandbox.id)
+
+    def _recorder(self, sandbox: Sandbox) -> Recorder:
+        """Return what writes down a process of the VM and puts it into the pod's cgroup before it runs."""
+
+        async def record(role: str, identity: ProcessIdentity) -> None:
+            await self._owned.process(sandbox.id, role, identity)
+            await self._owned.cgroups.add(self._cgroup(sandbox), identity.pid)
+
+        return record
+
+    def _volumes(self, vm: VirtualMachine, sandbox: Sandbox) -> VmVolumes:
+        root, program = self._paths.share(sandbox.id), self._settings.volumes.virtiofsd
+        return VmVolumes(sandbox.id, vm, self._owned, root, program, self._recorder(sandbox))
 
     async def _wait_for_agent(self, vm: VirtualMachine, answering: Awaitable[None], timeout: float) -> None:
         ended = asyncio.ensure_future(vm.wait())
@@ -276,15 +324,15 @@ class ContainerVmBackend:
         if "qemu" not in processes:
             raise VmGone("its VM was never started")
         directory = self._paths.sandbox(sandbox_id)
-        helper = processes.get("vsock")
+        helpers = [processes[role] for role in HELPER_ROLES if role in processes]
         return VmHandle(
             id=sandbox_id,
             driver="qemu",
             process=processes["qemu"],
-            helpers=[helper] if helper else [],
+            helpers=helpers,
             directory=str(directory),
             cid=cid,
-            vsock=str(directory / "helpers" / "vsock.sock") if helper else "",
+            vsock=str(directory / "helpers" / "vsock.sock") if "vsock" in processes else "",
         )
 
 

@@ -8,7 +8,8 @@ from typing import Protocol
 
 import msgspec
 
-from vmruntime.agent.interface import Agent, AgentHello
+from vmruntime.agent.interface import Agent, AgentHello, GuestDevice, GuestMemoryVolume
+from vmruntime.model.container import Device, Mount
 from vmruntime.model.resources import VmSize
 from vmruntime.model.sandbox import NetworkInterface, Sandbox
 
@@ -18,6 +19,35 @@ class LayerDisk(msgspec.Struct, frozen=True, kw_only=True):
 
     path: Path
     serial: str
+
+
+class VolumeSource(msgspec.Struct, frozen=True, kw_only=True):
+    """A mount as the OCI runtime in the sandbox is told of it.
+
+    Attributes:
+        mount: What CRI asked for.
+        source: A path in the sandbox, or a name the agent turns into one (see agent.proto).
+        readonly: Whether the bind itself is to be read-only.
+        propagation: private, rslave or rshared.
+    """
+
+    mount: Mount
+    source: str
+    readonly: bool
+    propagation: str = "private"
+
+
+class Published(msgspec.Struct, frozen=True, kw_only=True):
+    """A container's volumes, visible in the sandbox.
+
+    Attributes:
+        sources: One for each mount but image volumes, in the order of the mounts.
+        share_tag, memory: What the agent must be told; see agent.interface.GuestContainer.
+    """
+
+    sources: list[VolumeSource] = []
+    share_tag: str = ""
+    memory: list[GuestMemoryVolume] = []
 
 
 class RunningSandbox(Protocol):
@@ -47,6 +77,18 @@ class RunningSandbox(Protocol):
 
     async def release_layers(self, serials: Sequence[str]) -> None:
         """Take away layers which the agent said are unused."""
+
+    async def publish_volumes(self, container_id: str, mounts: Sequence[Mount]) -> Published:
+        """Make a container's mounts visible in the sandbox; image volumes are left out. On failure nothing stays."""
+
+    async def withdraw_volumes(self, container_id: str) -> None:
+        """Take away what publish_volumes() made, once the container is gone; unknown: success."""
+
+    async def attach_devices(self, devices: Sequence[Device]) -> list[GuestDevice]:
+        """Make host devices usable in the sandbox."""
+
+    async def release_devices(self, devices: Sequence[Device]) -> None:
+        """Take away devices that no container of the sandbox uses any more."""
 
     async def wait(self) -> str:
         """Wait for the sandbox's end and return why, in one sentence."""

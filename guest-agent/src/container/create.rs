@@ -10,6 +10,7 @@ use serde_json::Value;
 use tokio::time::timeout;
 
 use super::cgroup::Cgroup;
+use super::devices;
 use super::passwd::Accounts;
 use super::runtime::{Launch, Stdio};
 use super::spec::{self, Adaptation, PidNamespace};
@@ -24,8 +25,8 @@ use crate::io::pump;
 use crate::io::terminal::ConsoleSocket;
 use crate::proto::container_state::Phase;
 use crate::proto::output_record::Stream;
-use crate::proto::{CreateContainerRequest, CreateContainerResponse, PidMode};
-use crate::storage::rootfs;
+use crate::proto::{CreateContainerRequest, CreateContainerResponse, Layer, PidMode};
+use crate::storage::{rootfs, volumes};
 
 /// How long killed processes may take to be gone.
 const DYING: Duration = Duration::from_secs(10);
@@ -36,10 +37,15 @@ pub async fn create(agent: &Arc<Agent>, request: CreateContainerRequest) -> Resu
     let mut phases = Phases::start();
     let mut spec = spec::parse(&request.oci_spec)?;
     let pid_namespace = pid_namespace(agent, &request)?;
-    let serials = serials(&request)?;
+    let own = serials(&request.layers)?;
+    let serials = with_image_volumes(own.clone(), &request)?;
     let layers = agent.layers.acquire(&serials).await?;
     phases.mark("layers");
-    let made = assemble(agent, &request, &mut spec, &layers, &pid_namespace, &mut phases).await;
+    let layers = Layers {
+        own: layers.get(..own.len()).unwrap_or_default(),
+        volumes: layers.get(own.len()..).unwrap_or_default(),
+    };
+    let made = assemble(agent, &request, &mut spec, layers, &pid_namespace, &mut phases).await;
     let (identity, made) = match made {
         Ok(both) => both,
         Err(error) => {
@@ -74,6 +80,13 @@ async fn discard(agent: &Agent, id: &str, serials: &[String]) -> Vec<String> {
     if let Err(error) = agent.runtime.delete(id).await {
         log::warn!("container {id}: {error}");
     }
+    for number in 0.. {
+        let volume = agent.config.paths.image_volume(id, number);
+        if !volume.exists() {
+            break;
+        }
+        volumes::unmount_image(&volume, agent.mounter.as_ref());
+    }
     rootfs::take_apart(&agent.config.paths, id, agent.mounter.as_ref());
     agent.layers.release(serials).await
 }
@@ -89,13 +102,16 @@ async fn assemble(
     agent: &Arc<Agent>,
     request: &CreateContainerRequest,
     spec: &mut Value,
-    layers: &[PathBuf],
+    layers: Layers<'_>,
     pid_namespace: &PidNamespace,
     phases: &mut Phases,
 ) -> Result<(Identity, Made)> {
     let paths = &agent.config.paths;
-    rootfs::assemble(paths, &request.id, layers, agent.mounter.as_ref())?;
+    rootfs::assemble(paths, &request.id, layers.own, agent.mounter.as_ref())?;
     phases.mark("rootfs");
+    mount_volumes(agent, request, layers.volumes).await?;
+    let devices = devices::find(&request.devices).await?;
+    phases.mark("volumes");
     let identity = identify(agent, request, spec)?;
     let adaptation = Adaptation {
         id: &request.id,
@@ -106,12 +122,38 @@ async fn assemble(
         pid_namespace,
     };
     spec::adapt(spec, &adaptation)?;
+    devices::add(spec, &devices)?;
     let config = paths.bundle(&request.id).join("config.json");
     fs::write(&config, spec.to_string()).context(|| format!("write {}", config.display()))?;
     phases.mark("spec");
     let made = launch(agent, request, spec).await?;
     phases.mark("create");
     Ok((identity, made))
+}
+
+/// Mount points of the layers of the root file system, and of all image volumes in order.
+#[derive(Clone, Copy)]
+struct Layers<'a> {
+    own: &'a [PathBuf],
+    volumes: &'a [PathBuf],
+}
+
+async fn mount_volumes(
+    agent: &Agent,
+    request: &CreateContainerRequest,
+    mut layers: &[PathBuf],
+) -> Result<()> {
+    let (paths, mounter) = (&agent.config.paths, agent.mounter.as_ref());
+    agent.volumes.mount_share(paths, &request.share_tag, mounter).await?;
+    for volume in &request.memory_volumes {
+        volumes::mount_memory(paths, volume, mounter)?;
+    }
+    for (number, volume) in request.image_volumes.iter().enumerate() {
+        let (own, rest) = layers.split_at(volume.layers.len().min(layers.len()));
+        layers = rest;
+        volumes::mount_image(&paths.image_volume(&request.id, number), own, mounter)?;
+    }
+    Ok(())
 }
 
 fn identify(agent: &Agent, request: &CreateContainerRequest, spec: &Value) -> Result<Identity> {
@@ -200,9 +242,9 @@ fn pid_namespace(agent: &Agent, request: &CreateContainerRequest) -> Result<PidN
     }
 }
 
-fn serials(request: &CreateContainerRequest) -> Result<Vec<String>> {
-    let mut serials: Vec<String> = Vec::with_capacity(request.layers.len());
-    for layer in &request.layers {
+fn serials(layers: &[Layer]) -> Result<Vec<String>> {
+    let mut serials: Vec<String> = Vec::with_capacity(layers.len());
+    for layer in layers {
         if !layer.path.is_empty() {
             let text =
                 format!("layer {:?}: this agent mounts layers from disks only, not from files", layer.path);
@@ -215,4 +257,11 @@ fn serials(request: &CreateContainerRequest) -> Result<Vec<String>> {
         serials.push(layer.serial.clone());
     }
     Ok(serials)
+}
+
+fn with_image_volumes(mut all: Vec<String>, request: &CreateContainerRequest) -> Result<Vec<String>> {
+    for volume in &request.image_volumes {
+        all.extend(serials(&volume.layers)?);
+    }
+    Ok(all)
 }

@@ -8,6 +8,7 @@
 pub mod cgroup;
 pub mod create;
 pub mod crun;
+pub mod devices;
 pub mod exec;
 pub mod passwd;
 pub mod pod_init;

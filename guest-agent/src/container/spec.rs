@@ -8,6 +8,7 @@ use super::cgroup;
 use super::user::Identity;
 use crate::config::Paths;
 use crate::error::{AgentError, Result};
+use crate::storage::volumes;
 
 /// What the agent knows and the host does not.
 pub struct Adaptation<'a> {
@@ -57,6 +58,7 @@ pub fn user_groups(spec: &Value) -> Vec<u32> {
 pub fn adapt(spec: &mut Value, adaptation: &Adaptation<'_>) -> Result<()> {
     set_root(spec, adaptation)?;
     set_process(spec, adaptation)?;
+    resolve_sources(spec, adaptation)?;
     add_mounts(spec, adaptation.paths)?;
     let linux = object(spec, "linux")?;
     linux.insert("cgroupsPath".into(), cgroup::spec_path(adaptation.id).into());
@@ -89,6 +91,22 @@ fn set_process(spec: &mut Value, adaptation: &Adaptation<'_>) -> Result<()> {
     let has_home = env.iter().filter_map(Value::as_str).any(|entry| entry.starts_with("HOME="));
     if !has_home {
         env.push(format!("HOME={}", home.as_deref().unwrap_or("/")).into());
+    }
+    Ok(())
+}
+
+/// Replaces the host's names of volumes by where they are here.
+fn resolve_sources(spec: &mut Value, adaptation: &Adaptation<'_>) -> Result<()> {
+    let mounts = spec.get_mut("mounts").and_then(Value::as_array_mut);
+    for mount in mounts.into_iter().flatten() {
+        if mount.get("type").and_then(Value::as_str) != Some("bind") {
+            continue;
+        }
+        if let Some(source) = mount.get_mut("source") {
+            let path =
+                volumes::resolve(adaptation.paths, adaptation.id, source.as_str().unwrap_or_default())?;
+            *source = path.to_string_lossy().into();
+        }
     }
     Ok(())
 }

@@ -7,3 +7,4 @@ pub mod rootfs;
 pub mod scratch;
 pub mod uevent;
 pub mod usage;
+pub mod volumes;

@@ -49,8 +49,8 @@ def qemu_argv(
         *("-cpu", architecture.cpu[accelerator.value]),
         *("-smp", f"cpus={spec.size.vcpus}"),
         *("-m", f"size={memory}"),
-        # vhost-user backends map the guest's memory, hence a shared memfd.
-        *("-object", f"memory-backend-memfd,id=ram,size={memory},share={_share(descriptors)}"),
+        # vhost-user backends (vhost-device-vsock, virtiofsd) map the guest's memory, hence a shared memfd.
+        *("-object", f"memory-backend-memfd,id=ram,size={memory},share=on"),
         *("-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-msg", "timestamp=on"),
         *("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"),
         *("-chardev", f"socket,id=qmp,fd={descriptors.qmp},server=on,wait=off"),
@@ -77,8 +77,8 @@ def kernel_command_line(architecture: Architecture, extra: str) -> str:
     return f"{base} {extra}".strip()
 
 
-def disk_blockdev(node: str, fdset: int, *, readonly: bool) -> dict[str, object]:
-    """Return the blockdev-add arguments of a raw disk behind a descriptor set."""
+def disk_blockdev(node: str, fdset: int, *, readonly: bool, device: bool = False) -> dict[str, object]:
+    """Return the blockdev-add arguments of a raw disk behind a descriptor set: a file, or a block device."""
     return {
         "driver": "raw",
         "node-name": node,
@@ -86,7 +86,7 @@ def disk_blockdev(node: str, fdset: int, *, readonly: bool) -> dict[str, object]
         # Freed blocks of the writable layer go back to the host's file system.
         "discard": "ignore" if readonly else "unmap",
         "file": {
-            "driver": "file",
+            "driver": "host_device" if device else "file",
             "filename": f"/dev/fdset/{fdset}",
             "read-only": readonly,
             # Layers are immutable and shared by every VM: no lock; the writable layer has one user.
@@ -107,10 +107,6 @@ def node_name(serial: str) -> str:
 
 def _accel(accelerator: Accelerator) -> str:
     return "kvm" if accelerator is Accelerator.KVM else "tcg,thread=multi"
-
-
-def _share(descriptors: Descriptors) -> str:
-    return "off" if descriptors.vsock_native else "on"
 
 
 def _vsock(cid: int, descriptors: Descriptors) -> Sequence[str]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 from pathlib import Path
 
-from vmruntime.aio.detached import DetachedProcess
+from vmruntime.aio.detached import DetachedProcess, ProcessIdentity
 from vmruntime.aio.tasks import TaskScope
 from vmruntime.hypervisor.console import ConsoleLog
 from vmruntime.hypervisor.errors import HypervisorError
@@ -16,6 +17,8 @@ from vmruntime.hypervisor.qemu.monitor import Monitor
 from vmruntime.hypervisor.vsock import tail_of
 
 DETACH_TIMEOUT = 10.0
+SHARE = "share"
+LAST_WORDS = 1.0
 ENDINGS = {
     "guest-shutdown": "the guest powered off",
     "guest-reset": "the guest's kernel panicked or asked for a reboot",
@@ -40,6 +43,8 @@ class QemuVm:
         self.directory = Path(handle.directory)
         self.console = ConsoleLog(self.directory)
         self._ending = ""
+        self._helper_ended = asyncio.Event()
+        self._lost_helper = ""
 
     @property
     def handle(self) -> VmHandle:
@@ -50,6 +55,8 @@ class QemuVm:
         """Copy the console, listen for the reason of the VM's end, and learn which devices are plugged in."""
         self._scope.start(self.console.copy(self.directory / "console.sock"), "console")
         self._scope.start(self._note_ending(), "endings")
+        for helper in self._helpers:
+            self._scope.start(self._note_helper_end(helper), "helper")
         plugged = await self._monitor.execute("qom-list", {"path": "/machine/peripheral"})
         used = {item["name"].partition("-")[0] for item in plugged}
         self._ports = [port for port in self._ports if f"at{port}" not in used]
@@ -73,7 +80,8 @@ class QemuVm:
         async with contextlib.AsyncExitStack() as undo:
             fdset = await self._add_fd(disk)
             undo.push_async_callback(self._quietly, "remove-fd", {"fdset-id": fdset})
-            await self._monitor.execute("blockdev-add", disk_blockdev(node, fdset, readonly=disk.readonly))
+            arguments = disk_blockdev(node, fdset, readonly=disk.readonly, device=disk.path.is_block_device())
+            await self._monitor.execute("blockdev-add", arguments)
             undo.push_async_callback(self._quietly, "blockdev-del", {"node-name": node})
             await self._monitor.execute("device_add", disk_device(node, disk.serial))
             undo.pop_all()
@@ -98,10 +106,8 @@ class QemuVm:
 
     async def attach_nic(self, nic: Nic, tap_fd: int) -> None:
         """Hot-plug a NIC into a free root port; the descriptor stays the caller's."""
-        if not self._ports:
-            raise HypervisorError(f"the VM has no free port for {nic.id}: it has {HOTPLUG_PORTS}")
-        port = self._ports.pop(0)
         async with contextlib.AsyncExitStack() as undo:
+            port = self._take_port(nic.id)
             undo.callback(self._ports.insert, 0, port)
             name = f"tap-{nic.id}"
             await self._monitor.execute_with_fd("getfd", {"fdname": name}, tap_fd)
@@ -121,9 +127,51 @@ class QemuVm:
             )
             undo.pop_all()
 
+    async def has_share(self) -> bool:
+        """Whether the VM has a virtio-fs device."""
+        plugged = await self._monitor.execute("qom-list", {"path": "/machine/peripheral"})
+        return any(item["name"].partition("-")[2] == SHARE for item in plugged)
+
+    async def attach_share(self, tag: str, backend_fd: int, helper: ProcessIdentity) -> None:
+        """Hot-plug a virtio-fs device into a free root port."""
+        async with contextlib.AsyncExitStack() as undo:
+            port = self._take_port(SHARE)
+            undo.callback(self._ports.insert, 0, port)
+            await self._monitor.execute_with_fd("getfd", {"fdname": SHARE}, backend_fd)
+            undo.push_async_callback(self._quietly, "closefd", {"fdname": SHARE})
+            address = {"type": "fd", "data": {"str": SHARE}}
+            backend = {"type": "socket", "data": {"addr": address, "server": False}}
+            await self._monitor.execute("chardev-add", {"id": SHARE, "backend": backend})
+            undo.push_async_callback(self._quietly, "chardev-remove", {"id": SHARE})
+            device = {
+                "driver": "vhost-user-fs-pci",
+                "id": f"at{port}-{SHARE}",
+                "chardev": SHARE,
+                "tag": tag,
+                "bus": f"port{port}",
+            }
+            await self._monitor.execute("device_add", device)
+            undo.pop_all()
+        process = DetachedProcess(helper)
+        self._helpers.append(process)
+        self._scope.start(self._note_helper_end(process), "helper")
+
     async def wait(self) -> str:
-        """Wait for the VM's end and return why."""
-        status = await self._process.wait()
+        """Wait for the end of QEMU or of one of its helpers, and return why."""
+        ended = asyncio.ensure_future(self._process.wait())
+        lost = asyncio.ensure_future(self._helper_ended.wait())
+        try:
+            await asyncio.wait({ended, lost}, return_when=asyncio.FIRST_COMPLETED)
+            if not ended.done():
+                # Helpers end with their QEMU: its own end says more.
+                await asyncio.wait({ended}, timeout=LAST_WORDS)
+            return self._why(ended.result()) if ended.done() else self._lost_helper
+        finally:
+            for task in (ended, lost):
+                task.cancel()
+            await asyncio.wait({ended, lost})
+
+    def _why(self, status: int | None) -> str:
         if self._ending in ENDINGS:
             return ENDINGS[self._ending]
         said = tail_of(self.directory / "qemu.log", 300)
@@ -142,6 +190,11 @@ class QemuVm:
         await self._scope.close()
         await self._monitor.close()
 
+    def _take_port(self, wanted_by: str) -> int:
+        if not self._ports:
+            raise HypervisorError(f"the VM has no free port for {wanted_by}: it has {HOTPLUG_PORTS}")
+        return self._ports.pop(0)
+
     async def _add_fd(self, disk: Disk) -> int:
         flags = os.O_RDONLY if disk.readonly else os.O_RDWR
         try:
@@ -158,6 +211,12 @@ class QemuVm:
         """Undo a step; its own failure must not hide the one that led here."""
         with contextlib.suppress(HypervisorError):
             await self._monitor.execute(command, arguments)
+
+    async def _note_helper_end(self, helper: DetachedProcess) -> None:
+        name = helper.name
+        await helper.wait()
+        self._lost_helper = f"{name}, which served the VM, ended"
+        self._helper_ended.set()
 
     async def _note_ending(self) -> None:
         async for event in self._monitor.events("SHUTDOWN", "GUEST_PANICKED"):

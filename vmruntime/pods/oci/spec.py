@@ -11,7 +11,7 @@ What is not in it, and why:
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from vmruntime.errors import InvalidArgument
@@ -19,6 +19,7 @@ from vmruntime.model.container import ContainerSpec, SecurityContext
 from vmruntime.model.image import ImageConfig
 from vmruntime.model.sandbox import SandboxSpec
 from vmruntime.pods.oci.capabilities import capability_sets
+from vmruntime.pods.oci.mounts import BindMount, container_mounts
 from vmruntime.pods.oci.process import arguments, directory, environment
 from vmruntime.pods.oci.resources import device_rules, resource_limits
 from vmruntime.pods.oci.seccomp import seccomp_filter
@@ -48,6 +49,7 @@ def build_oci_spec(
     sandbox: SandboxSpec,
     *,
     load_profile: Callable[[str], bytes],
+    volumes: Sequence[BindMount] = (),
     architecture: str = platform.machine(),
 ) -> dict[str, Any]:
     """Return a container's configuration as the guest's agent expects it.
@@ -57,6 +59,7 @@ def build_oci_spec(
         image: The image's own configuration.
         sandbox: The pod, for its host name.
         load_profile: Reads a Localhost seccomp profile from this host.
+        volumes: What to mount besides the kernel's file systems, in CRI's order.
         architecture: The guest's machine, x86_64 or aarch64.
 
     Raises:
@@ -92,28 +95,10 @@ def build_oci_spec(
         "ociVersion": "1.0.2",
         "root": {"path": "rootfs", "readonly": security.readonly_rootfs},
         "process": process,
-        "mounts": kernel_mounts(privileged=security.privileged),
+        "mounts": container_mounts(volumes, privileged=security.privileged),
         "linux": linux,
         "annotations": dict(container.annotations),
     }
-
-
-def kernel_mounts(*, privileged: bool) -> list[dict[str, Any]]:
-    """Return the mounts every container has. A privileged one may change sysfs and its cgroup."""
-    access = "rw" if privileged else "ro"
-    return [
-        _mount("/proc", "proc", ["nosuid", "noexec", "nodev"]),
-        _mount("/dev", "tmpfs", ["nosuid", "strictatime", "mode=755", "size=65536k"]),
-        _mount("/dev/pts", "devpts", ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"]),
-        _mount("/dev/mqueue", "mqueue", ["nosuid", "noexec", "nodev"]),
-        _mount("/sys", "sysfs", ["nosuid", "noexec", "nodev", access]),
-        # crun mounts cgroup v2 for this type wherever the guest has no v1.
-        _mount("/sys/fs/cgroup", "cgroup", ["nosuid", "noexec", "nodev", "relatime", access]),
-    ]
-
-
-def _mount(destination: str, kind: str, options: list[str]) -> dict[str, Any]:
-    return {"destination": destination, "type": kind, "source": kind, "options": options}
 
 
 def _paths(security: SecurityContext, given: list[str], default: tuple[str, ...]) -> list[str]:

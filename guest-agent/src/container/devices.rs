@@ -1,0 +1,126 @@
+//! Device nodes a container gets besides the usual ones.
+
+use std::fs;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+use nix::sys::stat::{major, minor};
+use serde_json::{Value, json};
+
+use crate::error::{AgentError, Result};
+use crate::proto::Device;
+use crate::storage::disk::Disks;
+use crate::validate;
+
+/// A node, ready for the OCI spec.
+#[derive(Debug, Clone)]
+pub struct Node {
+    path: String,
+    block: bool,
+    major: u64,
+    minor: u64,
+    mode: u32,
+    permissions: String,
+}
+
+/// Finds what is behind each device; disks may be on their way.
+///
+/// # Errors
+/// `InvalidArgument` when the guest has no such device, `DeadlineExceeded` for a disk that does not appear.
+pub async fn find(devices: &[Device]) -> Result<Vec<Node>> {
+    let mut nodes = Vec::with_capacity(devices.len());
+    for device in devices {
+        let source = if device.serial.is_empty() {
+            PathBuf::from(&device.source)
+        } else {
+            validate::serial(&device.serial)?;
+            let disk = Disks::default().wait(&device.serial).await?;
+            disk.ready().await?;
+            disk.device().to_path_buf()
+        };
+        nodes.push(node(device, &source)?);
+    }
+    Ok(nodes)
+}
+
+fn node(device: &Device, source: &Path) -> Result<Node> {
+    let metadata = fs::metadata(source).map_err(|error| no_device(source, &error.to_string()))?;
+    let kind = metadata.file_type();
+    if !kind.is_block_device() && !kind.is_char_device() {
+        return Err(no_device(source, "it is no device"));
+    }
+    Ok(Node {
+        path: device.path.clone(),
+        block: kind.is_block_device(),
+        major: major(metadata.rdev()),
+        minor: minor(metadata.rdev()),
+        mode: metadata.mode() & 0o777,
+        permissions: device.permissions.clone(),
+    })
+}
+
+fn no_device(source: &Path, why: &str) -> AgentError {
+    let path = source.display();
+    AgentError::InvalidArgument(format!(
+        "config.devices[].host_path: {path} is not a device of the pod's VM ({why}); only block devices of the host \
+         are passed into VMs"
+    ))
+}
+
+/// Adds nodes and the right to use them to an OCI spec.
+///
+/// # Errors
+/// `InvalidArgument` when the spec's members have the wrong type.
+pub fn add(spec: &mut Value, nodes: &[Node]) -> Result<()> {
+    if nodes.is_empty() {
+        return Ok(());
+    }
+    let list = list(spec, "/linux", "devices")?;
+    list.extend(nodes.iter().map(|node| {
+        let kind = if node.block { "b" } else { "c" };
+        json!({"path": node.path, "type": kind, "major": node.major, "minor": node.minor, "fileMode": node.mode,
+               "uid": 0, "gid": 0})
+    }));
+    let rules = self::list(spec, "/linux/resources", "devices")?;
+    rules.extend(nodes.iter().map(|node| {
+        let kind = if node.block { "b" } else { "c" };
+        json!({"allow": true, "type": kind, "major": node.major, "minor": node.minor, "access": node.permissions})
+    }));
+    Ok(())
+}
+
+fn list<'a>(spec: &'a mut Value, parent: &str, name: &str) -> Result<&'a mut Vec<Value>> {
+    let wrong = || AgentError::InvalidArgument(format!("oci_spec: {parent}/{name} has the wrong type"));
+    let parent = spec.pointer_mut(parent).and_then(Value::as_object_mut).ok_or_else(wrong)?;
+    parent.entry(name).or_insert_with(|| json!([])).as_array_mut().ok_or_else(wrong)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_node_of_the_guest_is_added_with_its_right() {
+        let device = Device {
+            path: "/dev/mine".into(),
+            source: "/dev/null".into(),
+            permissions: "rw".into(),
+            ..Device::default()
+        };
+        let nodes = find(&[device]).await.unwrap();
+        let mut spec = json!({"linux": {"resources": {}}});
+        add(&mut spec, &nodes).unwrap();
+        assert_eq!(spec["linux"]["devices"][0]["path"], "/dev/mine");
+        assert_eq!(spec["linux"]["devices"][0]["major"], 1);
+        assert_eq!(spec["linux"]["resources"]["devices"][0]["access"], "rw");
+        assert!(add(&mut json!({}), &nodes).is_err());
+    }
+
+    #[tokio::test]
+    async fn what_is_no_device_is_refused() {
+        for source in ["/dev/none", "/proc/self/status"] {
+            let device = Device { source: source.into(), ..Device::default() };
+            assert!(find(&[device]).await.unwrap_err().to_string().contains(source));
+        }
+    }
+}

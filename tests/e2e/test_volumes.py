@@ -1,0 +1,252 @@
+"""Volumes and devices of container pods, with real guests."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from tests.support.daemon import Daemon
+from tests.support.pods import create, run_pod, sh, start, status
+from vmruntime.generated import cri_pb2 as cri
+
+pytestmark = pytest.mark.vm
+
+SEEN_WITHIN = 5.0
+
+
+@pytest.fixture(scope="module")
+def pod(daemon: Daemon) -> Iterator[str]:
+    """One pod for all tests that leave it as it was."""
+    name = run_pod(daemon, "volumes")
+    yield name
+    daemon.runtime.RemovePodSandbox(cri.RemovePodSandboxRequest(pod_sandbox_id=name))
+
+
+@pytest.fixture
+def shared(tmp_path: Path) -> Iterator[Path]:
+    """A directory in which mounts can be made and propagate."""
+    root = tmp_path / "shared"
+    root.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", str(root)], check=True)
+    subprocess.run(["mount", "--make-private", str(root)], check=True)
+    subprocess.run(["mount", "--make-shared", str(root)], check=True)
+    yield root
+    subprocess.run(["umount", "-R", "-l", str(root)], check=True)
+
+
+def run(daemon: Daemon, pod: str, image: str, name: str, *mounts: Any, **fields: Any) -> str:
+    return start(daemon, pod, image, name, "sleep 1000", mounts=list(mounts), **fields)
+
+
+def remove(daemon: Daemon, container: str) -> None:
+    daemon.runtime.RemoveContainer(cri.RemoveContainerRequest(container_id=container))
+
+
+def out(daemon: Daemon, container: str, script: str) -> str:
+    answer = sh(daemon, container, script)
+    assert answer.exit_code == 0, answer
+    return str(answer.stdout.decode().strip())
+
+
+def until(condition: Callable[[], bool]) -> bool:
+    end = time.monotonic() + SEEN_WITHIN
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.1)
+    return condition()
+
+
+def no_mounts_left(daemon: Daemon, container: str) -> bool:
+    return container not in Path("/proc/self/mountinfo").read_text()
+
+
+def test_directories_and_files_both_ways(daemon: Daemon, image: str, pod: str, tmp_path: Path) -> None:
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "from-host").write_text("hello")
+    (tmp_path / "f").write_text("one file")
+    (tmp_path / "link").symlink_to(tmp_path / "d")
+    container = run(
+        daemon,
+        pod,
+        image,
+        "both",
+        cri.Mount(container_path="/data/f", host_path=str(tmp_path / "f")),
+        cri.Mount(container_path="/data", host_path=str(tmp_path / "d")),
+        cri.Mount(container_path="/ro", host_path=str(tmp_path / "link"), readonly=True),
+        cri.Mount(container_path="/new", host_path=str(tmp_path / "not" / "there")),
+    )
+    assert out(daemon, container, "cat /data/from-host /data/f /ro/from-host") == "helloone filehello"
+    out(daemon, container, "echo guest > /data/from-guest; echo more >> /data/f; echo x > /new/x")
+    assert (tmp_path / "d" / "from-guest").read_text() == "guest\n"
+    assert (tmp_path / "f").read_text() == "one filemore\n"
+    assert (tmp_path / "not" / "there" / "x").read_text() == "x\n"
+    refused = sh(daemon, container, "echo x > /ro/x")
+    assert refused.exit_code != 0
+    assert b"Read-only file system" in refused.stderr
+    found = status(daemon, container)
+    assert [mount.container_path for mount in found.mounts] == ["/data/f", "/data", "/ro", "/new"]
+    remove(daemon, container)
+    assert no_mounts_left(daemon, container)
+    assert (tmp_path / "d" / "from-guest").exists()
+
+
+def test_a_config_map_changes_under_a_running_container(daemon: Daemon, image: str, pod: str, tmp_path: Path) -> None:
+    def publish(generation: str) -> None:
+        data = tmp_path / generation
+        data.mkdir()
+        (data / "key").write_text(generation)
+        (tmp_path / "..data_tmp").symlink_to(generation)
+        (tmp_path / "..data_tmp").rename(tmp_path / "..data")
+
+    publish("..1")
+    (tmp_path / "key").symlink_to("..data/key")
+    container = run(
+        daemon, pod, image, "cm", cri.Mount(container_path="/etc/cm", host_path=str(tmp_path), readonly=True)
+    )
+    assert out(daemon, container, "cat /etc/cm/key") == "..1"
+    publish("..2")
+    assert until(lambda: out(daemon, container, "cat /etc/cm/key") == "..2")
+    remove(daemon, container)
+
+
+@pytest.mark.parametrize(
+    ("propagation", "seen"), [(cri.PROPAGATION_PRIVATE, False), (cri.PROPAGATION_HOST_TO_CONTAINER, True)]
+)
+def test_a_mount_made_later_on_the_host(
+    daemon: Daemon, image: str, pod: str, shared: Path, propagation: int, seen: bool
+) -> None:
+    (shared / "sub").mkdir()
+    mount = cri.Mount(
+        container_path="/v", host_path=str(shared), propagation=cri.MountPropagation.ValueType(propagation)
+    )
+    container = run(daemon, pod, image, f"later-{propagation}", mount)
+    assert out(daemon, container, "ls /v/sub") == ""
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", str(shared / "sub")], check=True)
+    (shared / "sub" / "file").write_text("x")
+    if seen:
+        assert until(lambda: out(daemon, container, "ls /v/sub") == "file")
+    else:
+        time.sleep(1.5)  # longer than the guest believes what it has seen
+        assert out(daemon, container, "ls /v/sub") == ""
+    remove(daemon, container)
+    subprocess.run(["umount", str(shared / "sub")], check=True)
+
+
+@pytest.mark.parametrize("recursive", [False, True])
+def test_mounts_below_a_readonly_one(daemon: Daemon, image: str, pod: str, shared: Path, recursive: bool) -> None:
+    (shared / "sub").mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", str(shared / "sub")], check=True)
+    mount = cri.Mount(container_path="/v", host_path=str(shared), readonly=True, recursive_read_only=recursive)
+    container = run(daemon, pod, image, f"rro-{recursive}", mount)
+    assert sh(daemon, container, "echo x > /v/x").exit_code != 0
+    assert (sh(daemon, container, "echo x > /v/sub/x").exit_code != 0) is recursive
+    remove(daemon, container)
+    subprocess.run(["umount", str(shared / "sub")], check=True)
+
+
+def test_memory_is_the_guests_and_the_pods(daemon: Daemon, image: str, pod: str, tmp_path: Path) -> None:
+    volume = tmp_path / "volumes" / "kubernetes.io~empty-dir" / "cache"
+    volume.mkdir(parents=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m,mode=2777,gid=4000", "tmpfs", str(volume)], check=True)
+    try:
+        mount = cri.Mount(container_path="/cache", host_path=str(volume))
+        one = run(daemon, pod, image, "mem1", mount)
+        two = run(daemon, pod, image, "mem2", cri.Mount(container_path="/c", host_path=str(volume), readonly=True))
+        out(daemon, one, "echo x > /cache/x")
+        assert out(daemon, two, "cat /c/x; id; ls -lnd /c").endswith("/c")
+        assert sh(daemon, two, "echo y > /c/y").exit_code != 0
+        assert list(volume.iterdir()) == []
+        assert " 4000 " in out(daemon, one, "ls -lnd /cache")
+        full = sh(daemon, one, "head -c 9000000 /dev/zero > /cache/big")
+        assert full.exit_code != 0
+        assert int(out(daemon, one, "cat /cache/big | wc -c")) < 9000000
+        remove(daemon, one)
+        remove(daemon, two)
+    finally:
+        subprocess.run(["umount", str(volume)], check=True)
+
+
+def test_block_devices_and_device_nodes(daemon: Daemon, image: str, pod: str, tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.write_bytes(b"first words".ljust(1024 * 1024, b"\0"))
+    loop = subprocess.run(
+        ["losetup", "-f", "--show", str(disk)], check=True, capture_output=True, text=True
+    ).stdout.strip()
+    try:
+        devices = [
+            cri.Device(container_path="/dev/block", host_path=loop, permissions="rw"),
+            cri.Device(container_path="/dev/nothing", host_path="/dev/null", permissions="rwm"),
+        ]
+        container = run(daemon, pod, image, "dev", devices=devices)
+        assert out(daemon, container, "head -c 11 /dev/block; cat /dev/nothing") == "first words"
+        out(daemon, container, "echo changed > /dev/block; sync; echo x > /dev/nothing")
+        remove(daemon, container)
+        subprocess.run(["blockdev", "--flushbufs", loop], check=True)
+        assert disk.read_bytes().startswith(b"changed\n")
+        with pytest.raises(grpc.RpcError) as caught:
+            create(
+                daemon, pod, image, "bad", "true", devices=[cri.Device(container_path="/dev/x", host_path="/dev/no")]
+            )
+        assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert "/dev/no is not a device of the pod's VM" in str(caught.value.details())
+    finally:
+        subprocess.run(["losetup", "-d", loop], check=True)
+
+
+def test_an_image_as_a_volume(daemon: Daemon, image: str, pod: str) -> None:
+    volume = cri.Mount(container_path="/image", image=cri.ImageSpec(image=image))
+    part = cri.Mount(container_path="/part", image=cri.ImageSpec(image=image), image_sub_path="etc")
+    container = run(daemon, pod, image, "image", volume, part)
+    assert "web" in out(daemon, container, "cat /image/etc/passwd /part/group")
+    assert sh(daemon, container, "echo x > /image/x").exit_code != 0
+    remove(daemon, container)
+
+
+def test_what_a_vm_cannot_have_is_refused(daemon: Daemon, image: str, pod: str, tmp_path: Path) -> None:
+    mount = cri.Mount(
+        container_path="/v", host_path=str(tmp_path), propagation=cri.MountPropagation.PROPAGATION_BIDIRECTIONAL
+    )
+    with pytest.raises(grpc.RpcError) as caught:
+        create(daemon, pod, image, "bi", "true", mounts=[mount])
+    assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+    assert "vmruntime.io/kind: host" in str(caught.value.details())
+    with pytest.raises(grpc.RpcError) as caught:
+        create(
+            daemon,
+            pod,
+            image,
+            "none",
+            "true",
+            mounts=[cri.Mount(container_path="/i", image=cri.ImageSpec(image="no/where:1"))],
+        )
+    assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+
+
+def test_volumes_outlive_the_daemon_and_end_with_virtiofsd(daemon: Daemon, image: str, tmp_path: Path) -> None:
+    pod = run_pod(daemon, "restart")
+    mount = cri.Mount(container_path="/v", host_path=str(tmp_path))
+    first = run(daemon, pod, image, "first", mount)
+    daemon.stop(signal.SIGKILL)
+    daemon.start()
+    out(daemon, first, "echo 1 > /v/1")
+    second = run(daemon, pod, image, "second", mount)
+    assert out(daemon, second, "cat /v/1") == "1"
+    servers = [
+        int(line)
+        for line in subprocess.run(
+            ["pgrep", "-f", f"source={daemon.run}/shares/{pod[:13]}"], check=True, capture_output=True, text=True
+        ).stdout.split()
+    ]
+    for pid in servers:
+        os.kill(pid, signal.SIGKILL)
+    assert until(lambda: bool(status(daemon, first).state == cri.CONTAINER_EXITED))
+    assert "virtiofsd" in status(daemon, first).message
+    daemon.runtime.RemovePodSandbox(cri.RemovePodSandboxRequest(pod_sandbox_id=pod))
+    assert (tmp_path / "1").exists()

@@ -1,0 +1,95 @@
+"""A container's volumes and devices: made visible in its sandbox before it is created, taken away after it is removed."""
+
+from __future__ import annotations
+
+import msgspec
+
+from vmruntime.agent.interface import GuestContainer, GuestDevice
+from vmruntime.errors import NotFound
+from vmruntime.model.container import Container, ContainerSpec
+from vmruntime.model.image import Image
+from vmruntime.pods.context import Context, Live
+from vmruntime.pods.oci.mounts import BindMount
+from vmruntime.sandboxes.interface import Published
+
+
+class ContainerVolumes(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything a container gets besides its root file system.
+
+    Attributes:
+        binds: Its mounts in CRI's order.
+        images: Image volumes, in the order of their mounts.
+    """
+
+    binds: list[BindMount]
+    published: Published
+    images: list[Image]
+    devices: list[GuestDevice]
+
+
+def volume_images(context: Context, spec: ContainerSpec) -> list[Image]:
+    """Return the images that a container mounts as volumes, in the order of its mounts.
+
+    Raises:
+        NotFound: One is not on this host.
+    """
+    images = []
+    for number, mount in enumerate(spec.mounts):
+        if mount.image:
+            image = context.images.status(mount.image)
+            if image is None:
+                raise NotFound(
+                    f"config.mounts[{number}].image: {mount.image!r} is not on this host", remedy="pull it first"
+                )
+            images.append(image)
+    return images
+
+
+async def attach_volumes(live: Live, container: Container, images: list[Image]) -> ContainerVolumes:
+    """Make a container's volumes and devices visible in its sandbox."""
+    published = await live.running.publish_volumes(container.id, container.spec.mounts)
+    devices = await live.running.attach_devices(container.spec.devices)
+    return ContainerVolumes(
+        binds=_binds(container.spec, published), published=published, images=images, devices=devices
+    )
+
+
+async def detach_volumes(context: Context, live: Live, container: Container) -> None:
+    """Take them away again; a device that another container of the pod has stays."""
+    await live.running.withdraw_volumes(container.id)
+    others = context.registry.containers_of(container.sandbox_id, hidden=True)
+    used = {device.host_path for other in others if other.id != container.id for device in other.spec.devices}
+    unused = [device for device in container.spec.devices if device.host_path not in used]
+    if unused:
+        await live.running.release_devices(unused)
+
+
+def tell_agent(request: GuestContainer, volumes: ContainerVolumes) -> GuestContainer:
+    """Return the agent's request with what it has to know of the volumes."""
+    return msgspec.structs.replace(
+        request,
+        share_tag=volumes.published.share_tag,
+        memory_volumes=volumes.published.memory,
+        image_volumes=[[layer.serial for layer in image.layers] for image in volumes.images],
+        devices=volumes.devices,
+    )
+
+
+def _binds(spec: ContainerSpec, published: Published) -> list[BindMount]:
+    sources, binds, image = iter(published.sources), [], 0
+    for mount in spec.mounts:
+        if mount.image:
+            source = f"image:{image}/{mount.image_sub_path}".rstrip("/")
+            image += 1
+            binds.append(BindMount(destination=mount.container_path, source=source, readonly=True))
+            continue
+        found = next(sources)
+        binds.append(
+            BindMount(
+                destination=mount.container_path,
+                source=found.source,
+                readonly=found.readonly,
+                propagation=found.propagation,
+            )
+        )
+    return binds

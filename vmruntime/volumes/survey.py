@@ -1,0 +1,151 @@
+"""What each mount of a container is on this host, before anything is made of it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+
+from vmruntime.errors import FailedPrecondition, InvalidArgument, Unimplemented
+from vmruntime.model.container import Mount
+from vmruntime.volumes.mounting import MountEntry, is_below, mounts
+
+# kubelet's directory of emptyDir volumes, pkg/volume/emptydir; with medium Memory it mounts a tmpfs there.
+EMPTY_DIR = "kubernetes.io~empty-dir"
+
+
+class SharedVolume(msgspec.Struct, frozen=True, kw_only=True):
+    """A file or directory of the host that the guest sees through the share.
+
+    Attributes:
+        source: Host path without symbolic links.
+        directory: Whether it is one.
+        guest_readonly: Whether the guest may mount it read-only: it makes everything below read-only as well, which
+            must not happen to mounts below that are writable on the host.
+    """
+
+    mount: Mount
+    source: str
+    directory: bool
+    guest_readonly: bool
+
+
+class MemoryVolume(msgspec.Struct, frozen=True, kw_only=True):
+    """An emptyDir in memory: a tmpfs of the guest, shared by the pod's containers.
+
+    Attributes:
+        key: The same for all mounts of one volume.
+        sub_path: The part of it that is mounted, relative; empty: all.
+        size: Bytes; 0: no limit of its own.
+        uid, gid, mode: Of its root directory, which kubelet gives the pod's fsGroup.
+    """
+
+    mount: Mount
+    key: str
+    sub_path: str
+    size: int
+    uid: int
+    gid: int
+    mode: int
+
+
+Volume = SharedVolume | MemoryVolume
+
+
+def survey(wanted: Sequence[Mount]) -> list[Volume]:
+    """Look at a container's mounts, in their order; image volumes are somebody else's and left out. Blocks.
+
+    A host path that is missing is made a directory, as other runtimes do.
+
+    Raises:
+        InvalidArgument: A host path cannot be used.
+        Unimplemented: A mount asks for what a VM cannot have.
+        FailedPrecondition: The host's kernel or mount cannot do what is asked.
+    """
+    entries = mounts()
+    return [_look(f"config.mounts[{i}]", mount, entries) for i, mount in enumerate(wanted) if not mount.image]
+
+
+def _look(field: str, mount: Mount, entries: list[MountEntry]) -> Volume:
+    if mount.propagation == "rshared":
+        raise Unimplemented(
+            f"{field}.propagation: PROPAGATION_BIDIRECTIONAL for {mount.container_path!r}: mounts that a container in a"
+            " VM makes cannot appear on the host",
+            remedy="annotate the pod with vmruntime.io/kind: host, or use HostToContainer",
+        )
+    if mount.id_mapped:
+        raise Unimplemented(f"{field}.uidMappings: id-mapped mounts are not possible in a VM: {mount.container_path!r}")
+    source, mode = _resolve(f"{field}.host_path", mount.host_path)
+    memory = _memory_volume(mount, source, entries)
+    if memory is not None:
+        return memory
+    if mount.propagation == "rslave" and not _holder(source, entries).receives:
+        raise FailedPrecondition(
+            f"{field}.propagation: PROPAGATION_HOST_TO_CONTAINER for {mount.host_path!r}: it lies on a private mount, from"
+            " which nothing propagates",
+            remedy=f"mount --make-rshared {_holder(source, entries).mount_point}",
+        )
+    submounts = any(is_below(entry.mount_point, source) for entry in entries)
+    return SharedVolume(
+        mount=mount,
+        source=source,
+        directory=stat.S_ISDIR(mode),
+        guest_readonly=mount.readonly
+        and (mount.recursive_readonly or (mount.propagation == "private" and not submounts)),
+    )
+
+
+def _memory_volume(mount: Mount, source: str, entries: list[MountEntry]) -> MemoryVolume | None:
+    """Tell whether a path lies in an emptyDir in memory, which kubelet mounts once and may bind parts of elsewhere."""
+    here = _holder(source, entries)
+    if here.fs_type != "tmpfs":
+        return None
+    for entry in entries:
+        if entry.device == here.device and entry.root == "/" and EMPTY_DIR in entry.mount_point.split("/"):
+            inside = os.path.join(here.root, source[len(here.mount_point) :].lstrip("/"))
+            sub_path = os.path.normpath(inside).strip("/")
+            root = os.stat(entry.mount_point)
+            return MemoryVolume(
+                mount=mount,
+                key=volume_key(entry.mount_point),
+                sub_path=sub_path,
+                size=_tmpfs_size(entry.mount_point),
+                uid=root.st_uid,
+                gid=root.st_gid,
+                mode=stat.S_IMODE(root.st_mode),
+            )
+    return None
+
+
+def _holder(path: str, entries: list[MountEntry]) -> MountEntry:
+    """Return the mount that a path lies on."""
+    holding = [entry for entry in entries if path == entry.mount_point or is_below(path, entry.mount_point)]
+    # Of several on one place the last one covers the others.
+    return max(reversed(holding), key=lambda entry: len(entry.mount_point))
+
+
+def volume_key(source: str) -> str:
+    """Return a name for a volume that is the same in all containers of a pod."""
+    return hashlib.sha256(source.encode(errors="surrogateescape")).hexdigest()[:16]
+
+
+def _resolve(field: str, path: str) -> tuple[str, int]:
+    try:
+        source = os.path.realpath(path)
+        if not os.path.lexists(source):
+            Path(source).mkdir(mode=0o755, parents=True, exist_ok=True)
+        return source, os.stat(source).st_mode
+    except OSError as error:
+        raise InvalidArgument.field(field, path, f"cannot be used: {error.strerror}") from error
+
+
+def _tmpfs_size(path: str) -> int:
+    """Return the limit of a tmpfs; one without a limit of its own has half the host's memory, which means none here."""
+    facts = os.statvfs(path)
+    size = facts.f_blocks * facts.f_frsize
+    half = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    return size if 0 < size < half * 95 // 100 else 0
