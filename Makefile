@@ -5,6 +5,7 @@ PYTHON := $(shell command -v /usr/bin/python3 || command -v python3)
 TRIPLE := $(shell uname -m)-unknown-linux-gnu
 AGENT := guest-agent/target/$(TRIPLE)/release/vmruntime-agent
 AGENT_SOURCES := $(shell find guest-agent/src proto -type f) guest-agent/Cargo.toml guest-agent/Cargo.lock guest-agent/build.rs
+SCRIPTS := .ci/run $(wildcard images/*.sh images/*/*.sh tools/*.sh)
 GUEST := /var/lib/vmruntime/guest
 PYTEST_ARGS ?=
 
@@ -55,10 +56,11 @@ test: setup ## every test: unit, contract, vm, e2e
 test-unit: .make/venv ## the tests that need neither root nor a VM
 	$(VENV)/bin/python -m pytest tests/unit $(PYTEST_ARGS)
 
-lint: .make/venv ## ruff, import contracts, clippy, rustfmt
+lint: .make/venv ## ruff, import contracts, clippy, rustfmt, shellcheck
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/lint-imports
+	shellcheck --external-sources $(SCRIPTS)
 	cd guest-agent && cargo fmt --check && cargo clippy --quiet --locked --release --target $(TRIPLE) --all-targets -- -D warnings
 
 types: .make/venv ## mypy --strict

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import leaks
 from tests.support.daemon import Daemon, running_daemon
 from vmruntime.generated import cri_pb2 as cri
 
@@ -74,36 +75,20 @@ def image(daemon: Daemon, busybox: str) -> str:
     return str(answer.image_ref)
 
 
-def owned_by(daemon: Daemon) -> list[str]:
-    """Return what a daemon has on the host besides images: processes, namespaces, files, cgroups."""
-    found = [path.name for path in Path("/run/netns").glob("vmrt-*")] if Path("/run/netns").is_dir() else []
-    marker = str(daemon.run).encode()
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            line = (process / "cmdline").read_bytes()
-        except OSError:
-            continue
-        if marker in line and b"serve" not in line:
-            found.append(line.replace(b"\0", b" ").decode(errors="replace")[:120])
-    for directory in (daemon.run / "sandboxes", daemon.run / "logs", daemon.root / "pods", daemon.root / "cni"):
-        found += [str(path) for path in directory.glob("*")]
-    found += [str(path) for path in Path("/sys/fs/cgroup").glob("*/vmruntime/vmruntime-*")]
-    found += [str(path) for path in Path("/sys/fs/cgroup").glob("vmruntime/vmruntime-*")]
-    mounts = Path("/proc/self/mountinfo").read_text()
-    found += [line for line in mounts.splitlines() if str(daemon.base) in line]
-    return found
-
-
 @pytest.fixture(autouse=True)
 def no_leaks(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Fail a test after which something is left on the host."""
-    if "daemon" not in request.fixturenames:
+    """Fail a test after which anything of the shared daemon, or below the test's own directory, is left on the host.
+
+    A daemon that a test starts itself is checked when it ends, by running_daemon().
+    """
+    names = request.fixturenames
+    own = request.getfixturevalue("tmp_path") if "tmp_path" in names else None
+    if "daemon" in names:
+        daemon: Daemon = request.getfixturevalue("daemon")
+        pods, containers = daemon.pods(), daemon.containers()
+        with leaks.nothing_left(daemon.footprint, lambda: daemon.remove_all_but(pods, containers), kept=pods):
+            yield
+    else:
         yield
-        return
-    daemon: Daemon = request.getfixturevalue("daemon")
-    before, pods = owned_by(daemon), daemon.pods()
-    yield
-    daemon.remove_everything(keep=pods)
-    kept = [pod[:13] for pod in pods]
-    left = [one for one in owned_by(daemon) if one not in before and not any(pod in one for pod in kept)]
-    assert left == []
+    if own is not None:
+        assert leaks.below(own) == []

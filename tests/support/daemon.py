@@ -3,38 +3,75 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import secrets
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+import tomllib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import grpc
 
+from tests.support import leaks
 from vmruntime.generated import cri_pb2, cri_pb2_grpc
+from vmruntime.network import conf as network_conf
 
 START_SECONDS = 60.0
+GUEST = os.environ.get("VMRUNTIME_GUEST", "/var/lib/vmruntime/guest")
 
 
 class Daemon:
-    """A `vmruntime serve` with its own directories; the guest is the installed one."""
+    """A `vmruntime serve` with its own directories, network and parent cgroup; the guest is the installed one.
 
-    def __init__(self, base: Path, extra: str = "") -> None:
+    Attributes:
+        base: Everything of it is below here.
+        footprint: Where the leak check looks.
+        environment: Variables of the daemon besides those of the tests; changes count from the next start on.
+    """
+
+    def __init__(self, base: Path, extra: str = "", *, built_in_network: bool = False) -> None:
+        """Write the configuration.
+
+        Args:
+            base: Is made; short, because unix socket paths are.
+            extra: More configuration, as TOML; it overrides what is written here, key by key.
+            built_in_network: Use the bridge that daemons without a CNI configuration share.
+        """
         self.base = base
-        # Unix socket paths are short, and pytest's directories are not.
         self.run = base / "run"
         self.root = base / "root"
         self.config = base / "config.toml"
         self.log = base / "daemon.log"
+        self.environment: dict[str, str] = {}
         base.mkdir(parents=True, exist_ok=True)
         base.chmod(0o755)
-        guest = os.environ.get("VMRUNTIME_GUEST", "/var/lib/vmruntime/guest")
-        self.config.write_text(
-            f'root = "{self.root}"\nrun = "{self.run}"\n{extra}\n[guest]\ndirectory = "{guest}"\n'
-            '[log]\nlevel = "debug"\n'
+        name = f"vt{secrets.token_hex(4)}"
+        settings: dict[str, Any] = {
+            "root": str(self.root),
+            "run": str(self.run),
+            "cgroup_parent": f"/{name}",
+            "guest": {"directory": GUEST},
+            "log": {"level": "debug"},
+        }
+        if not built_in_network:
+            settings["network"] = {"conf_dir": str(write_network(base, name).parent)}
+        settings = _merged(settings, tomllib.loads(extra))
+        self.config.write_text(toml(settings))
+        self.footprint = leaks.Footprint(
+            base=base,
+            root=self.root,
+            run=self.run,
+            log=self.log,
+            cgroup_parent=settings["cgroup_parent"],
+            network=network_conf.DEFAULT_NAME if built_in_network else name,
+            bridge="" if built_in_network else name,
+            reservations=Path("/var/lib/cni/networks") if built_in_network else base / "ipam",
+            pid=lambda: self._process.pid if self._process is not None else None,
         )
         self._process: subprocess.Popen[bytes] | None = None
         self._channel: grpc.Channel | None = None
@@ -59,6 +96,7 @@ class Daemon:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
+                env={**os.environ, **self.environment},
             )
         self._channel = grpc.insecure_channel(f"unix:{self.socket}")
         deadline = time.monotonic() + START_SECONDS
@@ -84,10 +122,31 @@ class Daemon:
         """Return the ids of all pods."""
         return frozenset(pod.id for pod in self.runtime.ListPodSandbox(cri_pb2.ListPodSandboxRequest()).items)
 
-    def remove_everything(self, keep: frozenset[str] = frozenset()) -> None:
-        """Remove every pod through CRI, but for those to keep."""
-        for pod in self.pods() - keep:
+    def containers(self) -> frozenset[str]:
+        """Return the ids of all containers."""
+        return frozenset(one.id for one in self.runtime.ListContainers(cri_pb2.ListContainersRequest()).containers)
+
+    def remove_all_but(self, pods: frozenset[str], containers: frozenset[str] = frozenset()) -> None:
+        """Remove every other pod and, in these pods, every other container."""
+        for pod in self.pods() - pods:
             self.runtime.RemovePodSandbox(cri_pb2.RemovePodSandboxRequest(pod_sandbox_id=pod), timeout=60)
+        for container in self.containers() - containers:
+            self.runtime.RemoveContainer(cri_pb2.RemoveContainerRequest(container_id=container), timeout=60)
+
+    def end(self) -> None:
+        """Remove every pod, stop the daemon, and fail if it left anything on the host."""
+        try:
+            if self._process is not None:
+                self.remove_all_but(frozenset())
+                self.stop()
+            left = leaks.settle(self.footprint, set())
+        finally:
+            if self._process is not None:
+                self.stop(signal.SIGKILL)
+            if self.footprint.bridge:
+                delete = ["ip", "link", "delete", self.footprint.bridge]
+                subprocess.run(delete, stderr=subprocess.DEVNULL, check=False)
+        assert not left, "the daemon left behind:\n  " + "\n  ".join(left)
 
     @property
     def runtime(self) -> Any:
@@ -103,17 +162,57 @@ class Daemon:
 
 
 @contextlib.contextmanager
-def running_daemon(base: Path, extra: str = "") -> Iterator[Daemon]:
-    """Yield a started daemon; at the end its pods are removed and it is stopped."""
-    daemon = Daemon(base, extra)
+def running_daemon(base: Path, extra: str = "", *, built_in_network: bool = False) -> Iterator[Daemon]:
+    """Yield a started daemon; at the end its pods are removed, it is stopped, and nothing of it may be left.
+
+    Args:
+        base, extra, built_in_network: See Daemon.
+    """
+    daemon = Daemon(base, extra, built_in_network=built_in_network)
     try:
         daemon.start()
         yield daemon
-    finally:
-        if daemon._process is not None:
-            with contextlib.suppress(grpc.RpcError):
-                daemon.remove_everything()
-            daemon.stop()
+    except BaseException:
+        with contextlib.suppress(Exception):  # the failure that led here is the one to report
+            daemon.end()
+        raise
+    daemon.end()
+
+
+def write_network(base: Path, name: str, **plugin: Any) -> Path:
+    """Write the CNI configuration of a network nobody else uses, and return the file.
+
+    Args:
+        base: Holds the configuration, in net.d, and the address reservations, in ipam.
+        name: Of the network and of its bridge; at most 15 characters (interface names).
+        plugin: More keys of the bridge plugin.
+    """
+    # A /24 of 10.128.0.0/9, which leaves the built-in network and those of most hosts alone.
+    number = secrets.randbelow(2**15)
+    subnet = f"10.{128 + number // 256}.{number % 256}.0/24"
+    conf = network_conf.default(subnet)
+    bridge = {**conf.plugins[0], "bridge": name, **plugin}
+    bridge["ipam"] = {**bridge["ipam"], "dataDir": str(base / "ipam")}
+    path = base / "net.d" / "10-test.conflist"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = {"cniVersion": conf.cni_version, "name": name, "plugins": [bridge, *conf.plugins[1:]]}
+    path.write_text(json.dumps(text, indent=1))
+    return path
+
+
+def toml(settings: Mapping[str, Any]) -> str:
+    """Return settings as TOML: plain values first, then a table for each mapping."""
+    plain = [f"{key} = {json.dumps(value)}" for key, value in settings.items() if not isinstance(value, Mapping)]
+    tables = [f"[{key}]\n{toml(value)}" for key, value in settings.items() if isinstance(value, Mapping)]
+    return "\n".join([*plain, *tables]) + "\n"
+
+
+def _merged(base: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in more.items():
+        known = merged.get(key)
+        merged[key] = _merged(known, value) if isinstance(known, Mapping) and isinstance(value, Mapping) else value
+    return merged
 
 
 def sandbox_config(name: str, base: Path, **fields: Any) -> Any:

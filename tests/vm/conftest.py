@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import leaks
 from vmruntime.config.settings import GuestSettings, HypervisorSettings, Settings
 from vmruntime.hypervisor.devices import host_architecture
 from vmruntime.hypervisor.interface import Accelerator, VsockTransport
@@ -36,6 +37,7 @@ class Host:
         settings = Settings(
             root=str(paths.root),
             run=str(paths.run),
+            cgroup_parent=f"/{base.name}",
             guest=GuestSettings(directory=str(guest)),
             hypervisor=HypervisorSettings(boot_timeout=boot_timeout),
         )
@@ -66,6 +68,24 @@ def base() -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="vmr-", dir="/tmp") as directory:
         Path(directory).chmod(0o755)
         yield Path(directory)
+
+
+@pytest.fixture(autouse=True)
+def no_leaks(base: Path) -> Iterator[None]:
+    """Fail a test after which anything of its host is left: there is no daemon, so all of it is the test's own."""
+    footprint = leaks.Footprint(
+        base=base,
+        root=base / "root",
+        run=base / "run",
+        log=base / "daemon.log",
+        cgroup_parent=f"/{base.name}",
+        network=base.name,
+        bridge="",
+        reservations=base / "ipam",
+        pid=lambda: None,
+    )
+    with leaks.nothing_left(footprint):
+        yield
 
 
 @pytest.fixture

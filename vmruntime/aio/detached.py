@@ -20,6 +20,7 @@ from pathlib import Path
 
 import msgspec
 
+from vmruntime.aio.pipeline import in_thread
 from vmruntime.errors import FailedPrecondition, Internal
 
 GATE = ("/bin/sh", "-c", 'read -r go && exec "$@" </dev/null', "vmruntime-gate")
@@ -35,13 +36,15 @@ class ProcessIdentity(msgspec.Struct, frozen=True, kw_only=True):
 def start_time(pid: int) -> int | None:
     """Return when a process started, in clock ticks since boot, or None when there is none.
 
-    A zombie counts as gone: it holds nothing any more.
+    A zombie counts as gone, since it holds nothing any more, unless it is only the first thread of a process that is being
+    killed: then the others still hold everything.
     """
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
         return None
-    return None if fields[0] in "ZX" else int(fields[19])
+    state, threads, started = fields[0], int(fields[17]), int(fields[19])
+    return None if state in "ZX" and threads <= 1 else started
 
 
 class DetachedProcess:
@@ -77,7 +80,7 @@ class DetachedProcess:
             FailedPrecondition: The account does not exist.
         """
         command = [*GATE, *(() if user is None else drop_privileges(user)), *argv]
-        child = await asyncio.to_thread(_fork, command, log, tuple(pass_fds))
+        child = await _forked(command, log, tuple(pass_fds))
         assert child.stdin is not None
         started = start_time(child.pid)
         if started is None:
@@ -174,6 +177,19 @@ def drop_privileges(user: str) -> list[str]:
         ) from None
     ids = (f"--reuid={account.pw_uid}", f"--regid={account.pw_gid}", "--clear-groups")
     return ["setpriv", *ids, "--inh-caps=-all", "--bounding-set=-all", "--no-new-privs", "--"]
+
+
+async def _forked(command: list[str], log: Path, pass_fds: tuple[int, ...]) -> subprocess.Popen[bytes]:
+    """Fork the gate in a thread; one that a cancelled caller does not wait for any more is collected."""
+    made: list[subprocess.Popen[bytes]] = []
+    try:
+        await in_thread(lambda: made.append(_fork(command, log, pass_fds)))
+    except asyncio.CancelledError:
+        for child in made:
+            child.kill()
+            child.communicate()
+        raise
+    return made[0]
 
 
 def _fork(command: list[str], log: Path, pass_fds: tuple[int, ...]) -> subprocess.Popen[bytes]:

@@ -29,6 +29,7 @@ def configure(settings: LogSettings) -> None:
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         cache_logger_on_first_use=True,
     )
-    # Libraries speak through the standard module; qemu.qmp reports every disconnect as an error of its own.
+    # Libraries speak through the standard module; qemu.qmp reports every
+    # disconnect as an error of its own, and one while QEMU dies as a defect of its own.
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING)
-    logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL)
+    logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL + 1)

@@ -11,10 +11,10 @@ from pathlib import Path
 import msgspec
 import structlog
 
-from vmruntime.aio.detached import drop_privileges
 from vmruntime.clock import SystemClock
 from vmruntime.config.settings import Settings
 from vmruntime.cri.server import CriServer
+from vmruntime.daemon.access import check_passage
 from vmruntime.daemon.conditions import DaemonConditions
 from vmruntime.daemon.images import DaemonImages
 from vmruntime.daemon.lock import only_daemon
@@ -131,7 +131,7 @@ async def _hypervisor(settings: Settings, paths: Paths, owned: OwnedResources, f
     qemu = find_qemu(wanted.qemu, architecture)
     transport = choose_transport(wanted.vsock, wanted.vhost_device_vsock)
     program = find_program(wanted.vhost_device_vsock) if transport is VsockTransport.VHOST_USER else ""
-    drop_privileges(wanted.user)  # refuse to start rather than fail at the first pod
+    await check_passage(paths.sandboxes, wanted.user)  # refuse to start rather than fail at the first pod
 
     def driver(accelerator: Accelerator) -> QemuHypervisor:
         return QemuHypervisor(

@@ -56,14 +56,19 @@ class LogWriter:
 
         Raises:
             FailedPrecondition: The path cannot be opened, or is not a regular file.
+            ResourceExhausted: There is no room to note the position.
         """
         position = _load(self._position_file)
         if position is not None:
             self._seq = position.seq
             self._find_surplus(position)
-        self._open_path()
-        if self._skip == 0:
-            self._note()
+        try:
+            self._open_path()
+            if self._skip == 0:
+                self._note()
+        except BaseException:
+            self.close()
+            raise
 
     def write(self, records: Sequence[OutputRecord]) -> None:
         """Append records, in order, and note the position; afterwards they may be acknowledged.
@@ -158,11 +163,14 @@ class LogWriter:
             return  # the file still holds more than the noted records: the old note is the right one
         status = os.fstat(self._fd) if self._fd >= 0 else None
         offset, device, inode = (status.st_size, status.st_dev, status.st_ino) if status else (0, 0, 0)
-        fd = os.open(self._position_file, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            os.pwrite(fd, POSITION.pack(self._seq, offset, device, inode), 0)
-        finally:
-            os.close(fd)
+            fd = os.open(self._position_file, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                os.pwrite(fd, POSITION.pack(self._seq, offset, device, inode), 0)
+            finally:
+                os.close(fd)
+        except OSError as error:
+            raise ResourceExhausted(f"{self._position_file} cannot be written: {error.strerror}") from error
 
     def _close_fd(self) -> None:
         if self._fd >= 0:

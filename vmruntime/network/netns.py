@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import ctypes
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+from vmruntime.aio.pipeline import in_thread
 from vmruntime.aio.process import last_lines, run
 from vmruntime.network.errors import NetworkError
 
@@ -36,8 +36,8 @@ async def remove(path: Path) -> None:
 
 
 async def inside(path: Path, function: Callable[[], T]) -> T:
-    """Run a blocking function in a thread that is in the namespace meanwhile."""
-    return await asyncio.to_thread(_inside, path, function)
+    """Run a blocking function in a thread that is in the namespace meanwhile; see aio.pipeline.in_thread."""
+    return await in_thread(lambda: _inside(path, function))
 
 
 def _inside(path: Path, function: Callable[[], T]) -> T:

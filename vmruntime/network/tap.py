@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import os
 import struct
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -55,26 +56,20 @@ async def open_tap(namespace: Path, nic: Link) -> TapHandle:
     """Make a tap with the interface's MTU and join the two."""
     name = tap_name(nic.ifname)
 
-    def make() -> int:
-        fd = os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
-        try:
-            fcntl.ioctl(fd, TUNSETIFF, struct.pack("16sH22x", name.encode(), IFF_TAP | IFF_NO_PI | IFF_VNET_HDR))
-            # The namespace must not speak for itself with the guest's MAC: no neighbour discovery, no autoconfiguration.
-            for interface in (name, nic.ifname):
-                setting = Path(f"/proc/sys/net/ipv6/conf/{interface}/disable_ipv6")
-                if setting.exists():
-                    setting.write_text("1")
-        except BaseException:
-            os.close(fd)
-            raise
-        return fd
+    # Here rather than in the thread's result, which a cancelled caller does not get.
+    handle = TapHandle(nic.ifname, -1)
+
+    def make() -> None:
+        handle.fd = os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
+        fcntl.ioctl(handle.fd, TUNSETIFF, struct.pack("16sH22x", name.encode(), IFF_TAP | IFF_NO_PI | IFF_VNET_HDR))
+        # The namespace must not speak for itself with the guest's MAC: no neighbour discovery, no autoconfiguration.
+        for interface in (name, nic.ifname):
+            setting = Path(f"/proc/sys/net/ipv6/conf/{interface}/disable_ipv6")
+            if setting.exists():
+                setting.write_text("1")
 
     try:
-        fd = await netns.inside(namespace, make)
-    except OSError as error:
-        raise NetworkError(f"a tap cannot be made: {error.strerror}", remedy="modprobe tun") from error
-    handle = TapHandle(nic.ifname, fd)
-    try:
+        await _make(namespace, make)
         await _batch(["ip", "-n", namespace.name, "-batch", "-"], f"link set {name} mtu {nic.mtu} up\n")
         await _batch(
             ["tc", "-n", namespace.name, "-batch", "-"], _redirect(nic.ifname, name) + _redirect(name, nic.ifname)
@@ -83,6 +78,13 @@ async def open_tap(namespace: Path, nic: Link) -> TapHandle:
         handle.close()
         raise
     return handle
+
+
+async def _make(namespace: Path, make: Callable[[], None]) -> None:
+    try:
+        await netns.inside(namespace, make)
+    except OSError as error:
+        raise NetworkError(f"a tap cannot be made: {error.strerror}", remedy="modprobe tun") from error
 
 
 def tap_name(interface: str) -> str:

@@ -108,14 +108,16 @@ async def _create_in_guest(
     pid, user, message = 0, None, ""
     try:
         pid, user = await live.running.agent.create(request)
+        live.pumps[container.id] = pump
+        live.scope.start(pump.run(), f"log of {container.id[:13]}")
     except AgentError as error:
         if not is_missing_command(error):
             raise
         # Users expect the container to exist and its start to fail: kubelet then shows the message and backs off.
         message = error.message
-    if not message:
-        live.pumps[container.id] = pump
-        live.scope.start(pump.run(), f"log of {container.id[:13]}")
+    finally:
+        if container.id not in live.pumps:
+            await pump.close()
     await _created(context, container, pid, user, message)
 
 

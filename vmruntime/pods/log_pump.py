@@ -9,6 +9,7 @@ import structlog
 
 from vmruntime.agent.errors import AgentError, AgentGone
 from vmruntime.agent.interface import Agent, OutputReader
+from vmruntime.aio.pipeline import in_thread
 from vmruntime.errors import ResourceExhausted
 from vmruntime.logs.writer import LogWriter
 from vmruntime.model.output import OutputRecord
@@ -29,10 +30,11 @@ class LogPump:
         self._writer = LogWriter(Path(log_path) if log_path else None, position)
         self._file = asyncio.Lock()
         self._drained = asyncio.Event()
+        self._closed = False
 
     async def open(self) -> None:
         """Open the log file; raise FailedPrecondition when its path cannot be used."""
-        await asyncio.to_thread(self._writer.open)
+        await in_thread(self._writer.open)
 
     async def run(self) -> None:
         """Pump until the container's output has ended or the sandbox is gone."""
@@ -43,15 +45,22 @@ class LogPump:
                 if not ended:
                     await asyncio.sleep(RETRY_SECONDS)
         finally:
-            async with self._file:
-                self._writer.close()
+            await self.close()
             # After the close: who waits for this may remove the note of the position.
             self._drained.set()
+
+    async def close(self) -> None:
+        """Close the file; for a pump that is not going to run."""
+        async with self._file:
+            self._closed = True
+            self._writer.close()
 
     async def reopen(self) -> None:
         """Close the file and open its path again, between two batches."""
         async with self._file:
-            await asyncio.to_thread(self._writer.reopen)
+            await in_thread(self._writer.reopen)
+            if self._closed:  # a container may close its output and go on
+                self._writer.close()
 
     async def wait_drained(self, timeout: float) -> None:
         """Wait until everything the container wrote is in its log, at most so many seconds."""
@@ -107,7 +116,7 @@ class LogPump:
         while True:
             try:
                 async with self._file:
-                    await asyncio.to_thread(self._writer.write, records)
+                    await in_thread(lambda: self._writer.write(records))
             except ResourceExhausted as error:
                 log.error("log not written, trying again", container=self._container_id, error=str(error))
                 await asyncio.sleep(DISK_FULL_SECONDS)

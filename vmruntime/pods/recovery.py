@@ -14,7 +14,6 @@ from vmruntime.agent.errors import AgentError
 from vmruntime.agent.interface import GuestContainerState, GuestPhase
 from vmruntime.aio.tasks import TaskScope
 from vmruntime.errors import VmruntimeError
-from vmruntime.hypervisor.errors import VmGone
 from vmruntime.model.container import Container, ContainerState
 from vmruntime.model.sandbox import Sandbox, SandboxState
 from vmruntime.pods.container_remove import delete_in_guest, forget_container
@@ -62,8 +61,9 @@ async def _recover_sandbox(context: Context, sandbox: Sandbox) -> None:
 async def _adopt(context: Context, sandbox: Sandbox) -> None:
     try:
         running = await context.backend(sandbox).adopt(sandbox)
-    except VmGone as error:
-        log.warning("sandbox died while no daemon was running", sandbox=sandbox.id, reason=error.message)
+    except VmruntimeError as error:
+        # Gone, or there but of no use: a VM that does not answer is ended, so that kubelet makes the pod anew.
+        log.warning("sandbox cannot be taken over", sandbox=sandbox.id, reason=error.message)
         await _drop_unfinished(context, sandbox.id)
         await mark_gone(context, sandbox.id, error.message)
         return

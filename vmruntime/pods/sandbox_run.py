@@ -52,6 +52,7 @@ async def _create(context: Context, sandbox_id: str, spec: SandboxSpec) -> None:
     began = time.monotonic()
     sandbox = Sandbox(id=sandbox_id, spec=spec, state=SandboxState.CREATING, created_at=context.clock.now_ns())
     try:
+        log.debug("sandbox being created", sandbox=sandbox_id, pod=spec.metadata.name)
         context.backend(sandbox).size(sandbox)  # refuse what cannot work before anything is made
         await context.registry.add_sandbox(sandbox)
         await _start(context, sandbox, began)

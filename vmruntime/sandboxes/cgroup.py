@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 from pathlib import Path
 
+from vmruntime.aio.pipeline import in_thread
 from vmruntime.errors import Internal, InvalidArgument
 
 V1_CONTROLLERS = frozenset({"cpu", "cpuacct", "memory", "pids", "blkio", "freezer"})
@@ -65,16 +66,16 @@ class HostCgroups:
         Raises:
             Internal: The kernel refused.
         """
-        await asyncio.to_thread(self._create, path)
+        await in_thread(lambda: self._create(path))
 
     async def add(self, path: str, pid: int) -> None:
         """Move a process into a cgroup."""
-        await asyncio.to_thread(self._add, path, pid)
+        await in_thread(lambda: self._add(path, pid))
 
     async def remove(self, path: str) -> None:
         """Remove a cgroup, once its processes are gone; missing: success."""
         for _ in range(100):
-            if await asyncio.to_thread(self._remove, path):
+            if await in_thread(lambda: self._remove(path)):
                 return
             await asyncio.sleep(0.02)  # a process that was killed leaves its cgroup a moment later
         raise Internal(f"the cgroup {path} still has processes")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import shutil
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import structlog
 
 from vmruntime.aio.detached import DetachedProcess, ProcessIdentity
+from vmruntime.aio.pipeline import in_thread
 from vmruntime.errors import Internal, VmruntimeError
 from vmruntime.model.ledger import Resource, ResourceKind
 from vmruntime.sandboxes.cgroup import HostCgroups
@@ -94,7 +94,7 @@ async def _end_process(resource: Resource) -> None:
 
 
 async def _remove_directory(resource: Resource) -> None:
-    await asyncio.to_thread(_remove_tree, Path(resource.key))
+    await in_thread(lambda: _remove_tree(Path(resource.key)))
 
 
 def _remove_tree(path: Path) -> None:

@@ -27,11 +27,6 @@ MIGRATIONS: tuple[str, ...] = (
         diff_id TEXT PRIMARY KEY,
         size INTEGER NOT NULL
     ) STRICT;
-    CREATE TABLE blobs (
-        digest TEXT PRIMARY KEY,
-        size INTEGER NOT NULL,
-        diff_id TEXT NOT NULL REFERENCES layers (diff_id) ON DELETE CASCADE
-    ) STRICT;
     CREATE TABLE resources (
         kind TEXT NOT NULL,
         key TEXT NOT NULL,

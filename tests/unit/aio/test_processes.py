@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -72,3 +75,35 @@ async def test_another_process_under_the_same_pid_is_not_ours() -> None:
 def test_unknown_account_is_named() -> None:
     with pytest.raises(FailedPrecondition, match=r"hypervisor\.user: no account named 'nobody-here'"):
         drop_privileges("nobody-here")
+
+
+HEADLESS = """
+import ctypes, threading, time
+threading.Thread(target=time.sleep, args=(60,), daemon=True).start()
+print(flush=True)
+ctypes.CDLL(None).pthread_exit(None)
+"""
+
+
+def headless() -> subprocess.Popen[bytes]:
+    """Start a process whose first thread has ended and whose second goes on."""
+    child = subprocess.Popen([sys.executable, "-c", HEADLESS], stdout=subprocess.PIPE)
+    assert child.stdout is not None
+    child.stdout.readline()
+    deadline = time.monotonic() + 10
+    while ") Z" not in Path(f"/proc/{child.pid}/stat").read_text() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return child
+
+
+async def test_a_process_is_there_until_its_last_thread_is_gone() -> None:
+    """Killed programs with threads die first thread first: until the others follow, they hold files and cgroups."""
+    with await asyncio.to_thread(headless) as child:
+        started = start_time(child.pid)
+        assert started is not None
+        process = DetachedProcess(ProcessIdentity(pid=child.pid, start_time=started))
+        assert process.alive
+        await process.end()
+        assert not process.alive
+        assert not Path(f"/proc/{child.pid}").exists()  # collected too
+        child.returncode = -9

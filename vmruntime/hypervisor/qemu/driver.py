@@ -20,6 +20,8 @@ from vmruntime.hypervisor.qemu.monitor import Monitor
 from vmruntime.hypervisor.qemu.vm import QemuVm
 from vmruntime.hypervisor.vsock import VHOST_VSOCK, connect_backend, helper_argv, tail_of
 
+MONITOR_TIMEOUT = 20.0
+
 
 class QemuHypervisor:
     """Implements hypervisor.interface.Hypervisor with one QEMU process a VM, unprivileged and sandboxed."""
@@ -151,23 +153,40 @@ class QemuHypervisor:
         )
 
     async def _connect(self, handle: VmHandle, process: DetachedProcess, helpers: list[DetachedProcess]) -> QemuVm:
-        """Connect to the monitor, unless QEMU ends first."""
-        monitor = Monitor(handle.id[:13])
-        directory = Path(handle.directory)
-        ended = asyncio.ensure_future(process.wait())
-        connecting = asyncio.ensure_future(monitor.connect(directory / "qmp.sock"))
+        """Connect to the monitor and get to know the VM; when that fails, nothing stays connected."""
+        vm = QemuVm(handle, process, helpers, monitor := Monitor(handle.id[:13]))
         try:
-            await asyncio.wait({ended, connecting}, return_when=asyncio.FIRST_COMPLETED)
-            if not connecting.done() or connecting.exception() is not None:
-                status = ended.result() if ended.done() else await process.wait()
-                raise HypervisorError(f"QEMU ended at its start (status {status}): {tail_of(directory / 'qemu.log')}")
-        finally:
-            for task in (ended, connecting):
-                task.cancel()
-            await asyncio.wait({ended, connecting})
-        vm = QemuVm(handle, process, helpers, monitor)
-        await vm.open()
+            await _answer(process, monitor, Path(handle.directory))
+            await vm.open()
+        except BaseException:
+            await vm.close()
+            raise
         return vm
+
+
+async def _answer(process: DetachedProcess, monitor: Monitor, directory: Path) -> None:
+    """Wait until QEMU's monitor answers, unless QEMU ends first.
+
+    Raises:
+        HypervisorError: QEMU ended, with its words; or it runs and does not answer.
+    """
+    ended = asyncio.ensure_future(process.wait())
+    connecting = asyncio.ensure_future(monitor.connect(directory / "qmp.sock"))
+    try:
+        await asyncio.wait({ended, connecting}, return_when=asyncio.FIRST_COMPLETED, timeout=MONITOR_TIMEOUT)
+        if connecting.done() and connecting.exception() is None:
+            return
+        # The connection breaks a moment before the process is gone, and the process knows why.
+        await asyncio.wait({ended}, timeout=0 if not connecting.done() else MONITOR_TIMEOUT)
+        if ended.done():
+            raise HypervisorError(
+                f"QEMU ended at its start (status {ended.result()}): {tail_of(directory / 'qemu.log')}"
+            )
+        raise HypervisorError(f"QEMU runs, but its monitor does not answer within {MONITOR_TIMEOUT:g} s")
+    finally:
+        for task in (ended, connecting):
+            task.cancel()
+        await asyncio.wait({ended, connecting})
 
 
 class _Vsock:
