@@ -28,7 +28,7 @@ def main() -> None:
     subprocess.run([str(ROOT / "images" / "demo" / "build.sh"), "nginx"], check=True, stdin=subprocess.DEVNULL)
     with tempfile.TemporaryDirectory(prefix="vmr-", dir="/tmp") as directory:
         Path(directory).chmod(0o755)  # VMs run unprivileged and pass through
-        with running_daemon(Path(directory)) as daemon:
+        with running_daemon(Path(directory), built_in_network=True) as daemon:
             show(daemon, Path(directory))
 
 
