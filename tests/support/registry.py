@@ -55,12 +55,21 @@ class Registry:
         hexa = digest.removeprefix("sha256:")
         return self.directory / f"data/docker/registry/v2/blobs/sha256/{hexa[:2]}/{hexa}/data"
 
+    def manifest(self, name: str) -> Any:
+        """Return the manifest of name:tag."""
+        argv = ["skopeo", "inspect", "--raw", "--tls-verify=false", f"docker://{self.address}/{name}"]
+        return json.loads(subprocess.run(argv, stdout=subprocess.PIPE, check=True).stdout)
+
     def push(self, layout: Path, name: str, *options: str) -> None:
         """Copy the image of an OCI layout here, under name:tag."""
+        self.copy(f"oci:{layout}:image", name, *options)
+
+    def copy(self, source: str, name: str, *options: str) -> None:
+        """Copy an image here, under name:tag; `source` is as skopeo takes it."""
         argv = ["skopeo", "--insecure-policy", "copy", "--quiet", "--all", "--dest-tls-verify=false", *options]
         if self.auth:
             argv += [f"--dest-creds={USER}:{PASSWORD}"]
-        subprocess.run([*argv, f"oci:{layout}:image", f"docker://{self.address}/{name}"], check=True)
+        subprocess.run([*argv, source, f"docker://{self.address}/{name}"], check=True)
 
 
 @contextlib.contextmanager
@@ -102,6 +111,22 @@ def registries_conf(path: Path, locations: Mapping[str, str]) -> Path:
         f'[[registry]]\nprefix = "{prefix}"\nlocation = "{location}"\ninsecure = true\n'
         for prefix, location in locations.items()
     )
+    path.write_text(text)
+    return path
+
+
+def mirror_conf(path: Path, domain: str, mirror: str, *insecure: str) -> Path:
+    """Write a containers-registries.conf(5) in which a registry has a mirror on loopback.
+
+    Args:
+        path: The file.
+        domain: The registry that names speak of, such as docker.io; it is never reached.
+        mirror: host:port of the mirror, without TLS.
+        insecure: host:port of more registries without TLS.
+    """
+    text = f'[[registry]]\nprefix = "{domain}"\nlocation = "{domain}"\n'
+    text += f'[[registry.mirror]]\nlocation = "{mirror}"\ninsecure = true\n'
+    text += "".join(f'[[registry]]\nlocation = "{address}"\ninsecure = true\n' for address in insecure)
     path.write_text(text)
     return path
 
