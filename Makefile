@@ -8,8 +8,9 @@ AGENT_SOURCES := $(shell find guest-agent/src proto -type f) guest-agent/Cargo.t
 SCRIPTS := .ci/run $(wildcard images/*.sh images/*/*.sh tools/*.sh)
 GUEST := /var/lib/vmruntime/guest
 PYTEST_ARGS ?=
+ONLY ?=
 
-.PHONY: help setup system run test test-unit lint types protos agent kernel guest clean
+.PHONY: help setup system run bench test test-unit lint types protos agent kernel guest clean
 
 help: ## list the verbs
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -55,6 +56,9 @@ test: setup ## every test: unit, contract, vm, e2e
 
 test-unit: .make/venv ## the tests that need neither root nor a VM
 	$(VENV)/bin/python -m pytest tests/unit $(PYTEST_ARGS)
+
+bench: setup ## measure beside named peers (ONLY=measure for one); writes bench/results/latest.json
+	$(VENV)/bin/python -m bench $(ONLY)
 
 lint: .make/venv ## ruff, import contracts, clippy, rustfmt, shellcheck
 	$(VENV)/bin/ruff check .

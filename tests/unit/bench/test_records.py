@@ -1,0 +1,32 @@
+"""The arithmetic and the file of benchmarks."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from bench.records import percentile, record, write
+
+
+def test_percentiles_are_values_that_occurred() -> None:
+    values = [float(number) for number in range(1, 101)]
+    assert (percentile(values, 50), percentile(values, 99), percentile([7.0], 99)) == (50.0, 99.0, 7.0)
+    with pytest.raises(ValueError, match="no values"):
+        percentile([], 50)
+
+
+def test_a_ratio_needs_a_peer() -> None:
+    assert record("m", "ms", [1.0, 2.0, 3.0], peer="p", peer_values=[4.0]).ratio == 0.5
+    assert record("m", "ms", [1.0]).ratio is None
+
+
+def test_a_run_of_one_measure_keeps_the_others(tmp_path: Path) -> None:
+    path = tmp_path / "results" / "latest.json"
+    write(path, {"cores": 1}, [record("a", "ms", [1.0]), record("b", "ms", [2.0])])
+    write(path, {"cores": 2}, [record("b", "ms", [3.0])])
+    about, a, b = json.loads(path.read_text())
+    assert about == {"host": {"cores": 2}}
+    assert (a["measure"], a["p50"], b["p50"]) == ("a", 1.0, 3.0)
+    assert set(b) >= {"measure", "unit", "p50", "p99", "peer", "peer_p50", "ratio", "rounds"}
