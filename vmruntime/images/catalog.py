@@ -29,8 +29,11 @@ class Catalog:
     def find(self, text: str) -> Image | None:
         """Return the image a person or kubelet means: by full id, by name, by the beginning of an id.
 
+        What can be no image's name is here as little as any other unknown one: clients such as kubelet ask before they
+        pull, and learn from the pull what is wrong with the name (containerd's CRI service answers alike).
+
         Raises:
-            InvalidArgument: It is neither a reference nor an id, or begins several ids.
+            InvalidArgument: It begins several ids.
         """
         prefix = references.id_prefix(text)
         if prefix is not None and (image := self._images.get(prefix)):
@@ -38,8 +41,7 @@ class Catalog:
         try:
             name = str(references.parse(text))
         except InvalidArgument:
-            if prefix is None:
-                raise
+            pass
         else:
             if name in self._names:
                 return self._images[self._names[name]]

@@ -184,7 +184,7 @@ class ImageService:
         """Return the image of a name, a digest, or a full or short id; None when there is none.
 
         Raises:
-            InvalidArgument: It is none of these, or a short id of several images.
+            InvalidArgument: It is a short id of several images.
         """
         return self._catalog.find(reference)
 
