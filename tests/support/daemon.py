@@ -87,6 +87,17 @@ class Daemon:
         assert self._process is not None
         return self._process.pid
 
+    def add_plugin(self, plugin: Mapping[str, Any]) -> None:
+        """Append a plugin to the daemon's network."""
+        path = self.base / "net.d" / "10-test.conflist"
+        conf = json.loads(path.read_text())
+        conf["plugins"].append(plugin)
+        path.write_text(json.dumps(conf))
+
+    def exit_status(self) -> int | None:
+        """Return how the daemon ended; None while it runs."""
+        return None if self._process is None else self._process.poll()
+
     def start(self) -> None:
         """Start the daemon and wait until it answers Version."""
         with self.log.open("ab") as log:
@@ -136,8 +147,9 @@ class Daemon:
     def end(self) -> None:
         """Remove every pod, stop the daemon, and fail if it left anything on the host."""
         try:
-            if self._process is not None:
+            if self._process is not None and self._process.poll() is None:
                 self.remove_all_but(frozenset())
+                leaks.settle(self.footprint, set())
                 self.stop()
             left = leaks.settle(self.footprint, set())
         finally:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from vmruntime.aio import pipeline, process
 from vmruntime.aio.pipeline import in_thread
-from vmruntime.errors import ResourceExhausted, VmruntimeError
+from vmruntime.errors import FailedPrecondition, ResourceExhausted, VmruntimeError
 from vmruntime.images import tree
 from vmruntime.images.manifest import BadImage
 from vmruntime.images.streams import CheckedTar
@@ -105,6 +105,10 @@ def _settle(root: Path, image: Path) -> None:
 
 
 def _tar_error(done: process.Completed, diff_id: str, root: Path, size: int) -> VmruntimeError:
+    if "prlimit: failed to execute tar" in done.stderr:
+        return FailedPrecondition(
+            "the program 'tar' is not installed", remedy="vmruntime doctor says which package has it"
+        )
     # tar reports a disk that fills up in the middle of a write as a short one.
     if re.search(r"No space left|Disk quota exceeded|Wrote only \d+ of \d+ bytes", done.stderr):
         return _no_space(root.parent, size)

@@ -18,6 +18,7 @@ from vmruntime.model.container import Container, ContainerState
 from vmruntime.model.sandbox import Sandbox, SandboxState
 from vmruntime.pods.container_remove import delete_in_guest, forget_container
 from vmruntime.pods.context import Context, Live
+from vmruntime.pods.leftovers import release_or_retry
 from vmruntime.pods.log_pump import LogPump
 from vmruntime.pods.monitor import VM_ENDED_EXIT_CODE, mark_gone, record_exit, watch
 
@@ -48,7 +49,10 @@ async def recover(context: Context) -> None:
 async def _recover_sandbox(context: Context, sandbox: Sandbox) -> None:
     if sandbox.state in (SandboxState.CREATING, SandboxState.REMOVING):
         log.info("finishing what an earlier daemon left", sandbox=sandbox.id, state=sandbox.state.value)
-        await context.owned.release(sandbox.id)
+        if sandbox.state is SandboxState.CREATING:
+            await release_or_retry(context, sandbox.id)
+        else:
+            await context.owned.release(sandbox.id)  # a failure keeps the sandbox: kubelet repeats its removal
         for container in context.registry.containers_of(sandbox.id, hidden=True):
             await forget_container(context, container)
         await context.registry.drop_sandbox(sandbox.id)
@@ -129,7 +133,4 @@ async def _release_ownerless(context: Context) -> None:
     owners = {resource.owner for resource in await context.owned.ledger.all()} - known - {""}
     for owner in owners:
         log.warning("releasing what nobody owns", owner=owner)
-        try:
-            await context.owned.release(owner)
-        except VmruntimeError as error:
-            log.error("clean-up left something behind", owner=owner, error=str(error))
+        await release_or_retry(context, owner)

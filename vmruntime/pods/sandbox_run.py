@@ -14,6 +14,7 @@ from vmruntime.errors import AlreadyExists, VmruntimeError
 from vmruntime.model.ledger import Resource, ResourceKind
 from vmruntime.model.sandbox import Dns, NamespaceMode, PodNetwork, Sandbox, SandboxSpec, SandboxState
 from vmruntime.pods.context import Context, Live
+from vmruntime.pods.leftovers import release_or_retry
 from vmruntime.pods.monitor import watch
 from vmruntime.pods.ports import Tap
 from vmruntime.sandboxes.interface import RunningSandbox
@@ -151,13 +152,10 @@ def guest_setup(context: Context, sandbox: Sandbox, network: PodNetwork, running
 
 
 async def _undo(context: Context, sandbox: Sandbox) -> None:
-    """Leave nothing of a sandbox that did not start; what cannot be released now stays in the ledger."""
+    """Leave nothing of a sandbox that did not start."""
     live = context.live.pop(sandbox.id, None)
     if live is not None:
         await live.scope.close()
         await live.running.close()
-    try:
-        await context.owned.release(sandbox.id)
-    except VmruntimeError as error:
-        log.error("clean-up left something behind", sandbox=sandbox.id, error=str(error))
+    await release_or_retry(context, sandbox.id)
     await context.registry.drop_sandbox(sandbox.id)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import structlog
 
-from vmruntime.aio.process import run
+from vmruntime.aio.process import last_lines, run
 from vmruntime.errors import FailedPrecondition, VmruntimeError
 from vmruntime.hypervisor.interface import Accelerator
 from vmruntime.model.sandbox import Sandbox, SandboxMetadata, SandboxSpec, SandboxState
@@ -71,9 +71,20 @@ async def _remembered_proof(
 
 async def _proof_key(qemu: str, kernel: Path) -> str:
     boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    version = (await run([qemu, "--version"])).check().stdout.decode(errors="replace").splitlines()[0]
+    version = await _version(qemu)
     status = kernel.stat() if kernel.exists() else None
     return f"{boot} {version} {status.st_size if status else 0} {status.st_mtime_ns if status else 0}"
+
+
+async def _version(qemu: str) -> str:
+    done = await run([qemu, "--version"])
+    line = done.stdout.decode(errors="replace").partition("\n")[0]
+    if done.returncode != 0 or not line:
+        raise FailedPrecondition(
+            f"hypervisor.qemu: {qemu} --version failed with status {done.returncode}: {last_lines(done.stderr)}",
+            remedy="name a QEMU that runs; vmruntime doctor says what is here",
+        )
+    return line
 
 
 async def _prove(backend: SandboxBackend, probe_id: str) -> tuple[bool, str]:

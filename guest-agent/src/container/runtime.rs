@@ -18,13 +18,16 @@ pub enum RuntimeError {
     Other(String),
 }
 
+/// What crun says of a file that is there and cannot be run; the second is a directory's.
+const DENIALS: [&str; 2] = ["Permission denied", "Operation not permitted"];
+
 impl RuntimeError {
     /// Reads the runtime's own words about a program it was to run.
     pub fn about(program: &str, text: &str) -> Self {
         let program = program.to_owned();
         if text.contains("executable file") && text.contains("not found") {
             Self::NotFound { program }
-        } else if text.contains("open executable") && text.contains("Permission denied") {
+        } else if text.contains("open executable") && DENIALS.iter().any(|denial| text.contains(denial)) {
             Self::NotExecutable { program }
         } else {
             Self::Other(text.to_owned())
@@ -143,6 +146,8 @@ mod tests {
         let forbidden = about("open executable: Permission denied");
         assert_eq!(forbidden.to_string(), "exec: \"x\": permission denied");
         assert_eq!(forbidden.exit_code(), 126);
+        let directory = about("open executable: Operation not permitted");
+        assert_eq!(directory.exit_code(), 126);
         assert!(matches!(AgentError::from(about("mount `y`: no")), AgentError::Internal(_)));
     }
 }
