@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
 import subprocess
 import tempfile
@@ -92,7 +93,7 @@ class Bed:
 
     def size(self) -> VmSize:
         """Return the size of a VM of a pod without limits, as the settings have it."""
-        return VmSize(vcpus=1, memory_mib=512)
+        return VmSize(vcpus=1, memory_mib=512, max_vcpus=os.cpu_count() or 1, max_memory_mib=24 * 1024)
 
 
 @contextlib.contextmanager

@@ -24,7 +24,7 @@ from vmruntime.errors import Code
 from vmruntime.generated import agent_pb2, agent_pb2_grpc
 from vmruntime.model.container import ContainerUser
 from vmruntime.model.output import OutputRecord
-from vmruntime.model.stats import ContainerUsage
+from vmruntime.model.stats import ContainerUsage, GuestUsage
 
 T = TypeVar("T")
 
@@ -179,11 +179,11 @@ class AgentClient:
         finally:
             stream.cancel()
 
-    async def stats(self, container_ids: list[str]) -> list[ContainerUsage]:
-        """Return what containers use."""
+    async def stats(self, container_ids: list[str]) -> GuestUsage:
+        """Return what the sandbox and containers use."""
         request = agent_pb2.StatsRequest(container_ids=container_ids)
         answer = await self._call(self._stub.Stats(request, timeout=CALL_TIMEOUT))
-        return [
+        containers = [
             ContainerUsage(
                 id=checks.text(one.id, "a container's id", 128),
                 time=checks.number(answer.time_unix_ns, "the time", 0, checks.NS_LIMIT),
@@ -201,6 +201,22 @@ class AgentClient:
             )
             for one in answer.containers
         ]
+        return GuestUsage(
+            time=checks.number(answer.time_unix_ns, "the time", 0, checks.NS_LIMIT),
+            containers=containers,
+            interfaces=[checks.interface_usage(one) for one in answer.network[:64]],
+            memory_total=answer.guest_memory_total_bytes,
+            memory_available=answer.guest_memory_available_bytes,
+        )
+
+    async def update(self, container_id: str, resources: bytes) -> None:
+        """Change a container's limits."""
+        request = agent_pb2.UpdateContainerRequest(id=container_id, resources=resources)
+        await self._call(self._stub.UpdateContainer(request, timeout=CALL_TIMEOUT))
+
+    async def online_cpus(self, count: int) -> None:
+        """Wait until the guest uses so many processors."""
+        await self._call(self._stub.OnlineCpus(agent_pb2.OnlineCpusRequest(count=count), timeout=CALL_TIMEOUT))
 
     async def shutdown(self, grace: float) -> None:
         """Ask the guest to stop its containers within `grace` seconds and power off."""

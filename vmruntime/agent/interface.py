@@ -12,7 +12,7 @@ import msgspec
 from vmruntime.model.container import ContainerUser
 from vmruntime.model.output import OutputRecord
 from vmruntime.model.sandbox import Dns, NetworkInterface, NetworkRoute
-from vmruntime.model.stats import ContainerUsage
+from vmruntime.model.stats import GuestUsage
 
 AGENT_PORT = 1024
 """The vsock port of every agent."""
@@ -186,8 +186,14 @@ class Agent(Protocol):
     async def exec_sync(self, container_id: str, argv: list[str], timeout: float, limit: int) -> ExecOutput:
         """Run a command to its end; `limit` bytes of each output are kept; timeout 0: none."""
 
-    async def stats(self, container_ids: list[str]) -> list[ContainerUsage]:
-        """Return what containers use."""
+    async def stats(self, container_ids: list[str]) -> GuestUsage:
+        """Return what the sandbox and these containers use; no ids: all containers."""
+
+    async def update(self, container_id: str, resources: bytes) -> None:
+        """Change a container's limits to linux.resources of the OCI specification, as JSON; what is left out stays."""
+
+    async def online_cpus(self, count: int) -> None:
+        """Wait until the guest uses so many processors."""
 
     async def shutdown(self, grace: float) -> None:
         """Ask the guest to stop its containers within `grace` seconds and power off."""

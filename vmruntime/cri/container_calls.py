@@ -15,7 +15,9 @@ from vmruntime.cri.translate.container import (
     container_status,
 )
 from vmruntime.cri.translate.filters import filter_containers
+from vmruntime.cri.translate.resources import resources_from_cri
 from vmruntime.cri.translate.stats import stats_to_cri
+from vmruntime.errors import InvalidArgument
 from vmruntime.generated import cri_pb2 as cri
 from vmruntime.generated.cri_pb2_grpc import RuntimeServiceServicer
 from vmruntime.model.container import Container, ContainerState
@@ -78,6 +80,16 @@ class ContainerCalls(RuntimeServiceServicer):
         return cri.ContainerStatusResponse(
             status=container_status(container), info=container_info(container) if request.verbose else None
         )
+
+    async def UpdateContainerResources(
+        self, request: cri.UpdateContainerResourcesRequest, context: Any
+    ) -> cri.UpdateContainerResourcesResponse:
+        """Change a container's limits; what is left out stays."""
+        if request.HasField("windows"):
+            raise InvalidArgument("windows: this runtime runs Linux containers")
+        container_id = self._container_id(request.container_id)
+        await self._pods.update_container(container_id, resources_from_cri("linux", request.linux))
+        return cri.UpdateContainerResourcesResponse()
 
     async def ReopenContainerLog(
         self, request: cri.ReopenContainerLogRequest, context: Any

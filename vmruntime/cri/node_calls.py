@@ -58,10 +58,9 @@ class NodeCalls(RuntimeServiceServicer):
             ),
             info=self._conditions.info() if request.verbose else None,
             runtime_handlers=[
-                # What is false here is built with volumes and user namespaces.
                 cri.RuntimeHandler(
                     name=name,
-                    features=cri.RuntimeHandlerFeatures(recursive_read_only_mounts=False, user_namespaces=False),
+                    features=cri.RuntimeHandlerFeatures(recursive_read_only_mounts=True, user_namespaces=False),
                 )
                 for name in handlers
             ],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from typing import Any, NoReturn
 
 from vmruntime.errors import Unimplemented
@@ -10,9 +9,6 @@ from vmruntime.generated import cri_pb2 as cri
 from vmruntime.generated.cri_pb2_grpc import RuntimeServiceServicer
 
 _STREAMING = "the streaming server for exec, attach and port-forward is not built in this version"
-_POD_STATS = "statistics of whole pods are not built in this version"
-_METRICS = "pod metrics over CRI are not built in this version"
-_RESIZE = "resizing a running pod is not built in this version"
 _CHECKPOINT = "checkpoint and restore are not built"
 
 
@@ -30,44 +26,6 @@ class NotBuilt(RuntimeServiceServicer):
     async def PortForward(self, request: cri.PortForwardRequest, context: Any) -> NoReturn:
         """Not built."""
         raise Unimplemented(_STREAMING, remedy="connect to the pod's address")
-
-    async def UpdateContainerResources(self, request: cri.UpdateContainerResourcesRequest, context: Any) -> NoReturn:
-        """Not built."""
-        raise Unimplemented(_RESIZE, remedy="recreate the pod with the new limits")
-
-    async def UpdatePodSandboxResources(self, request: cri.UpdatePodSandboxResourcesRequest, context: Any) -> NoReturn:
-        """Not built."""
-        raise Unimplemented(_RESIZE, remedy="recreate the pod with the new limits")
-
-    async def PodSandboxStats(self, request: cri.PodSandboxStatsRequest, context: Any) -> NoReturn:
-        """Not built."""
-        raise Unimplemented(_POD_STATS, remedy="ContainerStats works")
-
-    async def ListPodSandboxStats(self, request: cri.ListPodSandboxStatsRequest, context: Any) -> NoReturn:
-        """Not built."""
-        raise Unimplemented(_POD_STATS, remedy="ListContainerStats works")
-
-    async def StreamPodSandboxStats(
-        self, request: cri.StreamPodSandboxStatsRequest, context: Any
-    ) -> AsyncIterator[cri.StreamPodSandboxStatsResponse]:
-        """Not built."""
-        raise Unimplemented(_POD_STATS, remedy="StreamContainerStats works")
-        yield cri.StreamPodSandboxStatsResponse()  # never reached; makes it a stream
-
-    async def ListMetricDescriptors(self, request: cri.ListMetricDescriptorsRequest, context: Any) -> NoReturn:
-        """Not built."""
-        raise Unimplemented(_METRICS)
-
-    async def ListPodSandboxMetrics(self, request: cri.ListPodSandboxMetricsRequest, context: Any) -> NoReturn:
-        """Not built."""
-        raise Unimplemented(_METRICS)
-
-    async def StreamPodSandboxMetrics(
-        self, request: cri.StreamPodSandboxMetricsRequest, context: Any
-    ) -> AsyncIterator[cri.StreamPodSandboxMetricsResponse]:
-        """Not built."""
-        raise Unimplemented(_METRICS)
-        yield cri.StreamPodSandboxMetricsResponse()  # never reached; makes it a stream
 
     async def CheckpointContainer(self, request: cri.CheckpointContainerRequest, context: Any) -> NoReturn:
         """Not built."""

@@ -11,11 +11,12 @@ from vmruntime.cri.node_calls import NodeCalls
 from vmruntime.cri.not_built import NotBuilt
 from vmruntime.cri.ports import Conditions
 from vmruntime.cri.sandbox_calls import SandboxCalls
+from vmruntime.cri.usage_calls import UsageCalls
 from vmruntime.model.sandbox import SandboxKind
 from vmruntime.pods.interface import Pods
 
 
-class RuntimeService(SandboxCalls, ContainerCalls, NodeCalls, NotBuilt):
+class RuntimeService(SandboxCalls, ContainerCalls, UsageCalls, NodeCalls, NotBuilt):
     """Every method of runtime.v1.RuntimeService, grouped by what it is about."""
 
     def __init__(

@@ -10,6 +10,7 @@ from vmruntime.cri.lookup import full_id
 from vmruntime.cri.streams import pieces
 from vmruntime.cri.translate.container import container_status
 from vmruntime.cri.translate.filters import filter_sandboxes
+from vmruntime.cri.translate.resources import resources_from_cri
 from vmruntime.cri.translate.sandbox import sandbox_from_cri, sandbox_info, sandbox_item, sandbox_status
 from vmruntime.generated import cri_pb2 as cri
 from vmruntime.generated.cri_pb2_grpc import RuntimeServiceServicer
@@ -70,6 +71,17 @@ class SandboxCalls(RuntimeServiceServicer):
         found = filter_sandboxes(request.filter, self._pods.sandboxes())
         for piece in pieces(sandbox_item(sandbox) for sandbox in found):
             yield cri.StreamPodSandboxesResponse(pod_sandboxes=piece)
+
+    async def UpdatePodSandboxResources(
+        self, request: cri.UpdatePodSandboxResourcesRequest, context: Any
+    ) -> cri.UpdatePodSandboxResourcesResponse:
+        """Change what a pod may have in all."""
+        await self._pods.update_sandbox(
+            self._sandbox_id(request.pod_sandbox_id),
+            resources_from_cri("overhead", request.overhead) if request.HasField("overhead") else None,
+            resources_from_cri("resources", request.resources) if request.HasField("resources") else None,
+        )
+        return cri.UpdatePodSandboxResourcesResponse()
 
     def _sandbox_id(self, given: str) -> str:
         return full_id("pod_sandbox_id", given, lambda: (one.id for one in self._pods.sandboxes()))

@@ -124,6 +124,15 @@ class VirtualMachine(Protocol):
             helper: virtiofsd; from now on its end is the VM's end.
         """
 
+    async def resize(self, size: VmSize) -> None:
+        """Plug in processors up to `size.vcpus` and make memory `size.memory_mib`, never less than it was started with.
+
+        Processors are never taken away: limits inside the guest hold them back, and guests may refuse.
+
+        Raises:
+            HypervisorError: The VM cannot become so large; nothing is half-done that a second call would not mend.
+        """
+
     async def wait(self) -> str:
         """Wait for the end of the VM, or of a helper it cannot do without, and return why, in one sentence."""
 

@@ -30,7 +30,13 @@ class LinuxResources(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class VmSize(msgspec.Struct, frozen=True, kw_only=True):
-    """The size of a virtual machine."""
+    """The size of a virtual machine.
+
+    Attributes:
+        max_vcpus, max_memory_mib: What it may grow to while it runs; 0: it cannot.
+    """
 
     vcpus: int
     memory_mib: int
+    max_vcpus: int = 0
+    max_memory_mib: int = 0

@@ -20,6 +20,7 @@ from vmruntime.pods.log_pump import LogPump
 from vmruntime.pods.oci.signals import stop_signal
 from vmruntime.pods.oci.spec import build_oci_spec
 from vmruntime.pods.oci.user import resolve_user
+from vmruntime.pods.resize import grow
 from vmruntime.sandboxes.interface import LayerDisk
 
 log = structlog.get_logger(__name__)
@@ -98,6 +99,7 @@ async def _create(context: Context, sandbox: Sandbox, container_id: str, spec: C
 async def _create_in_guest(
     context: Context, live: Live, container: Container, image: Image, mounted: list[Image]
 ) -> None:
+    await grow(context, container.sandbox_id, {container.id: container.spec.resources})
     layers = [layer for one in (image, *mounted) for layer in one.layers]
     disks = [LayerDisk(path=context.images.layer_path(layer), serial=layer.serial) for layer in layers]
     await live.running.attach_layers(disks)

@@ -9,8 +9,9 @@ from typing import Protocol
 import msgspec
 
 from vmruntime.model.container import Container, ContainerSpec
+from vmruntime.model.resources import LinuxResources
 from vmruntime.model.sandbox import Sandbox, SandboxSpec
-from vmruntime.model.stats import ContainerUsage
+from vmruntime.model.stats import ContainerUsage, SandboxUsage
 
 
 class PodEventKind(enum.Enum):
@@ -119,6 +120,21 @@ class Pods(Protocol):
 
     async def usage(self, container_ids: list[str]) -> list[ContainerUsage]:
         """Return what these running containers use; those that ended meanwhile are left out."""
+
+    async def sandbox_usage(self, sandbox_ids: list[str]) -> list[SandboxUsage]:
+        """Return what these ready sandboxes use; those that ended meanwhile are left out."""
+
+    async def update_container(self, container_id: str, resources: LinuxResources) -> None:
+        """Change the limits of a created or running container; what is left out stays.
+
+        Raises:
+            FailedPrecondition: It has exited.
+        """
+
+    async def update_sandbox(
+        self, sandbox_id: str, overhead: LinuxResources | None, resources: LinuxResources | None
+    ) -> None:
+        """Change what a ready pod may have in all; None leaves one as it is."""
 
     def events(self) -> AsyncIterator[PodEvent]:
         """Iterate over changes from now on; a reader that falls far behind gets Aborted."""

@@ -7,8 +7,9 @@ from collections.abc import AsyncIterator
 from vmruntime.agent.errors import AgentGone
 from vmruntime.errors import FailedPrecondition
 from vmruntime.model.container import Container, ContainerSpec, ContainerState
+from vmruntime.model.resources import LinuxResources
 from vmruntime.model.sandbox import Sandbox, SandboxSpec
-from vmruntime.model.stats import ContainerUsage
+from vmruntime.model.stats import ContainerUsage, SandboxUsage
 from vmruntime.pods.container_create import create_container
 from vmruntime.pods.container_remove import remove_container
 from vmruntime.pods.container_start import start_container
@@ -16,8 +17,10 @@ from vmruntime.pods.container_stop import stop_container
 from vmruntime.pods.context import Context
 from vmruntime.pods.exec_sync import exec_sync
 from vmruntime.pods.interface import ExecResult, PodEvent
+from vmruntime.pods.resize import update_container, update_sandbox
 from vmruntime.pods.sandbox_run import run_sandbox
 from vmruntime.pods.sandbox_stop import remove_sandbox, stop_sandbox
+from vmruntime.pods.usage import sandbox_usage
 
 
 class PodService:
@@ -96,11 +99,25 @@ class PodService:
             if live is None:
                 continue
             try:
-                usages = await live.running.agent.stats(ids)
+                usage = await live.running.agent.stats(ids)
             except AgentGone:
                 continue
-            found += [usage for usage in usages if usage.id in ids]
+            found += [one for one in usage.containers if one.id in ids]
         return found
+
+    async def sandbox_usage(self, sandbox_ids: list[str]) -> list[SandboxUsage]:
+        """Return what ready sandboxes use; see pods/usage.py."""
+        return await sandbox_usage(self._context, sandbox_ids)
+
+    async def update_container(self, container_id: str, resources: LinuxResources) -> None:
+        """Change a container's limits; see pods/resize.py."""
+        await update_container(self._context, container_id, resources)
+
+    async def update_sandbox(
+        self, sandbox_id: str, overhead: LinuxResources | None, resources: LinuxResources | None
+    ) -> None:
+        """Change a pod's size; see pods/resize.py."""
+        await update_sandbox(self._context, sandbox_id, overhead, resources)
 
     def events(self) -> AsyncIterator[PodEvent]:
         """Iterate over changes from now on."""

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Sequence
 from pathlib import Path
 
 from vmruntime.aio.pipeline import in_thread
 from vmruntime.errors import Internal, InvalidArgument
+from vmruntime.model.stats import HostUsage
 
 V1_CONTROLLERS = frozenset({"cpu", "cpuacct", "memory", "pids", "blkio", "freezer"})
 """cpuset is left out: a v1 cpuset takes no process until its CPUs are set, and kubelet's parent already limits them."""
@@ -72,6 +74,10 @@ class HostCgroups:
         """Move a process into a cgroup."""
         await in_thread(lambda: self._add(path, pid))
 
+    async def usage(self, path: str) -> HostUsage:
+        """Return what the processes of a cgroup have used; a controller the host does not have counts as 0."""
+        return await in_thread(lambda: read_usage([hierarchy / path for hierarchy in self._hierarchies]))
+
     async def remove(self, path: str) -> None:
         """Remove a cgroup, once its processes are gone; missing: success."""
         for _ in range(100):
@@ -113,3 +119,42 @@ class HostCgroups:
         if parent.name == "vmruntime":
             with contextlib.suppress(OSError):
                 (hierarchy / parent).rmdir()
+
+
+def read_usage(directories: Sequence[Path]) -> HostUsage:
+    """Read one cgroup in each hierarchy: v2's files (cgroup-v2.rst), else v1's (cgroup-v1/memory.rst, cpuacct.rst)."""
+    files = _Files(directories)
+    v2_cpu = files.table("cpu.stat").get("usage_usec")
+    stat = files.table("memory.stat")
+    memory = files.number("memory.current") or files.number("memory.usage_in_bytes")
+    inactive = stat.get("total_inactive_file", stat.get("inactive_file", 0))
+    return HostUsage(
+        cpu_ns=v2_cpu * 1000 if v2_cpu is not None else files.number("cpuacct.usage"),
+        memory_usage=memory,
+        memory_working_set=max(0, memory - inactive),
+        memory_rss=stat.get("anon", stat.get("total_rss", 0)),
+        page_faults=stat.get("total_pgfault", stat.get("pgfault", 0)),
+        major_page_faults=stat.get("total_pgmajfault", stat.get("pgmajfault", 0)),
+        processes=len(files.text("cgroup.procs").split()),
+    )
+
+
+class _Files:
+    """The files of one cgroup, wherever its hierarchies are."""
+
+    def __init__(self, directories: Sequence[Path]) -> None:
+        self._directories = directories
+
+    def text(self, name: str) -> str:
+        for directory in self._directories:
+            with contextlib.suppress(OSError):
+                return (directory / name).read_text()
+        return ""
+
+    def number(self, name: str) -> int:
+        text = self.text(name).strip()
+        return int(text) if text.isdecimal() else 0
+
+    def table(self, name: str) -> dict[str, int]:
+        pairs = (line.split() for line in self.text(name).splitlines())
+        return {pair[0]: int(pair[1]) for pair in pairs if len(pair) == 2 and pair[1].isdecimal()}

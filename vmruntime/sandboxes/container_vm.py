@@ -20,14 +20,15 @@ from vmruntime.hypervisor.errors import BootFailed, VmGone
 from vmruntime.hypervisor.interface import Disk, Hypervisor, Nic, Recorder, VirtualMachine, VmHandle, VmSpec
 from vmruntime.model.container import Device, Mount
 from vmruntime.model.ledger import ResourceKind
-from vmruntime.model.resources import VmSize
+from vmruntime.model.resources import LinuxResources, VmSize
 from vmruntime.model.sandbox import NetworkInterface, Sandbox
+from vmruntime.model.stats import HostUsage
 from vmruntime.paths import Paths
 from vmruntime.sandboxes import scratch
 from vmruntime.sandboxes.cgroup import cgroup_path
 from vmruntime.sandboxes.interface import LayerDisk, Published
 from vmruntime.sandboxes.ledger import OwnedResources, process_identity
-from vmruntime.sandboxes.size import vm_size
+from vmruntime.sandboxes.size import size_for
 from vmruntime.sandboxes.vm_devices import block_disk, device_serial
 from vmruntime.sandboxes.vm_volumes import SHARE_ROLE, VmVolumes
 
@@ -132,6 +133,11 @@ class ContainerVm:
         """Unplug block devices."""
         await self.release_layers([device_serial(device.host_path) for device in devices])
 
+    async def resize(self, size: VmSize) -> None:
+        """Plug in processors and memory, and have the guest use them."""
+        await self._vm.resize(size)
+        await self._agent.online_cpus(size.vcpus)
+
     async def wait(self) -> str:
         """Wait for the VM's end and return why."""
         return await self._vm.wait()
@@ -165,9 +171,13 @@ class ContainerVmBackend:
         self._settings = settings
         self._host_memory_mib = host_memory_mib
 
-    def size(self, sandbox: Sandbox) -> VmSize:
-        """Return the size of the sandbox's VM."""
-        return vm_size(sandbox.spec, self._settings.guest, self._host_memory_mib)
+    def size(self, sandbox: Sandbox, containers: Sequence[LinuxResources] = ()) -> VmSize:
+        """Return the size that the sandbox's VM needs."""
+        return size_for(sandbox.spec, containers, self._settings.guest, self._host_memory_mib)
+
+    async def usage(self, sandbox: Sandbox) -> HostUsage:
+        """Return what the VM and its helpers use on the host."""
+        return await self._owned.cgroups.usage(self._cgroup(sandbox))
 
     async def start(self, sandbox: Sandbox) -> ContainerVm:
         """Boot a guest and wait for its agent; on failure everything it made is released.

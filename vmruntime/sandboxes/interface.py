@@ -10,8 +10,9 @@ import msgspec
 
 from vmruntime.agent.interface import Agent, AgentHello, GuestDevice, GuestMemoryVolume
 from vmruntime.model.container import Device, Mount
-from vmruntime.model.resources import VmSize
+from vmruntime.model.resources import LinuxResources, VmSize
 from vmruntime.model.sandbox import NetworkInterface, Sandbox
+from vmruntime.model.stats import HostUsage
 
 
 class LayerDisk(msgspec.Struct, frozen=True, kw_only=True):
@@ -90,6 +91,9 @@ class RunningSandbox(Protocol):
     async def release_devices(self, devices: Sequence[Device]) -> None:
         """Take away devices that no container of the sandbox uses any more."""
 
+    async def resize(self, size: VmSize) -> None:
+        """Make the sandbox so large, as far as that means something to it."""
+
     async def wait(self) -> str:
         """Wait for the sandbox's end and return why, in one sentence."""
 
@@ -116,5 +120,12 @@ class SandboxBackend(Protocol):
     async def release(self, sandbox_id: str, *, final: bool) -> None:
         """End the sandbox and release what it owns; without `final` its console stays readable."""
 
-    def size(self, sandbox: Sandbox) -> VmSize:
-        """Return the size the sandbox's VM has."""
+    def size(self, sandbox: Sandbox, containers: Sequence[LinuxResources] = ()) -> VmSize:
+        """Return the size that the sandbox's VM needs with these containers' limits.
+
+        Raises:
+            InvalidArgument: This host could never hold it.
+        """
+
+    async def usage(self, sandbox: Sandbox) -> HostUsage:
+        """Return what the sandbox uses on the host, its VM and helpers included."""

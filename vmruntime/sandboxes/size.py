@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
+from collections.abc import Sequence
+
+import msgspec
 
 from vmruntime.config.settings import GuestSettings
 from vmruntime.errors import InvalidArgument
@@ -14,6 +18,8 @@ SMALLEST_MIB = 96
 """Below this the guest's kernel and agent leave containers nothing (measured; see docs/architecture.md)."""
 
 LARGEST_VCPUS = 255
+MOST_PLUGGED_VCPUS = 16
+"""Each possible processor costs every guest some memory, plugged in or not."""
 
 
 def vm_size(spec: SandboxSpec, settings: GuestSettings, host_memory_mib: int) -> VmSize:
@@ -28,6 +34,7 @@ def vm_size(spec: SandboxSpec, settings: GuestSettings, host_memory_mib: int) ->
         InvalidArgument: The host could never hold it.
     """
     memory_mib = _memory_mib(spec, settings)
+    vcpus = _vcpus(spec, settings)
     if memory_mib > host_memory_mib:
         raise InvalidArgument.field(
             "linux.resources.memory_limit_in_bytes",
@@ -35,7 +42,39 @@ def vm_size(spec: SandboxSpec, settings: GuestSettings, host_memory_mib: int) ->
             f"needs a VM of {memory_mib} MiB, more than this host's {host_memory_mib} MiB",
             remedy=f"ask for at most {max(0, host_memory_mib - settings.overhead_memory_mib)} MiB",
         )
-    return VmSize(vcpus=_vcpus(spec, settings), memory_mib=memory_mib)
+    return VmSize(
+        vcpus=vcpus,
+        memory_mib=memory_mib,
+        max_vcpus=max(vcpus, min(MOST_PLUGGED_VCPUS, os.cpu_count() or 1)),
+        max_memory_mib=host_memory_mib,
+    )
+
+
+def size_for(
+    spec: SandboxSpec, containers: Sequence[LinuxResources], settings: GuestSettings, host_memory_mib: int
+) -> VmSize:
+    """Return the VM that a pod needs with these containers, for clients that give a pod no resources of its own.
+
+    Args:
+        spec: See vm_size.
+        containers: Limits of its containers; those without any count as the default.
+        settings: See vm_size.
+        host_memory_mib: See vm_size.
+
+    Raises:
+        InvalidArgument: The host could never hold it.
+    """
+    given = spec.resources or LinuxResources()
+    limits = [one.memory_limit for one in containers]
+    memory = sum(limits) if limits and all(limit > 0 for limit in limits) else max(limits, default=0)
+    quota = sum(one.cpu_quota * 100_000 // one.cpu_period for one in containers if one.cpu_quota > 0 < one.cpu_period)
+    own = given.cpu_quota * 100_000 // given.cpu_period if given.cpu_quota > 0 < given.cpu_period else 0
+    needed = LinuxResources(memory_limit=max(given.memory_limit, memory), cpu_quota=max(own, quota), cpu_period=100_000)
+    largest = vm_size(msgspec.structs.replace(spec, resources=needed), settings, host_memory_mib)
+    usual = vm_size(spec, settings, host_memory_mib)
+    return msgspec.structs.replace(
+        largest, vcpus=max(largest.vcpus, usual.vcpus), memory_mib=max(largest.memory_mib, usual.memory_mib)
+    )
 
 
 def _memory_mib(spec: SandboxSpec, settings: GuestSettings) -> int:

@@ -120,6 +120,14 @@ impl OciRuntime for Crun {
         })
     }
 
+    fn update<'a>(&'a self, id: &'a str, resources: &'a Path) -> BoxFuture<'a, Result<(), RuntimeError>> {
+        Box::pin(async move {
+            let arguments = ["--resources".into(), resources.into(), id.into()];
+            let result = self.run("update", &arguments, Stdio::default()).await;
+            result.map_err(RuntimeError::Other)
+        })
+    }
+
     fn exec<'a>(&'a self, launch: Launch<'a>) -> BoxFuture<'a, Result<i32, RuntimeError>> {
         // Detached: crun leaves as soon as the process runs, which then is the agent's child.
         let process = vec!["--detach".into(), "--process".into(), launch.description.into()];

@@ -88,6 +88,9 @@ pub trait OciRuntime: Send + Sync {
     /// Removes a container, killing it if need be. An unknown one is removed already.
     fn delete<'a>(&'a self, id: &'a str) -> Answer<'a, ()>;
 
+    /// Changes a container's limits to what a JSON file says (`linux.resources` of the OCI spec).
+    fn update<'a>(&'a self, id: &'a str, resources: &'a Path) -> Answer<'a, ()>;
+
     /// Runs one more process in a container and answers its number.
     fn exec<'a>(&'a self, launch: Launch<'a>) -> Answer<'a, i32>;
 }
@@ -125,6 +128,10 @@ pub mod fake {
 
         fn delete<'a>(&'a self, id: &'a str) -> Answer<'a, ()> {
             self.answer(format!("delete {id}"), ())
+        }
+
+        fn update<'a>(&'a self, id: &'a str, resources: &'a Path) -> Answer<'a, ()> {
+            self.answer(format!("update {id} {}", std::fs::read_to_string(resources).unwrap()), ())
         }
 
         fn exec<'a>(&'a self, launch: Launch<'a>) -> Answer<'a, i32> {

@@ -6,6 +6,7 @@ mod events;
 mod exec;
 mod hello;
 mod list_containers;
+mod online_cpus;
 mod read_output;
 mod setup_sandbox;
 mod shutdown;
@@ -14,6 +15,7 @@ mod start_container;
 mod stats;
 #[cfg(test)]
 mod tests;
+mod update_container;
 
 use std::future::Future;
 use std::sync::Arc;
@@ -27,9 +29,10 @@ use crate::proto::agent_server::{Agent as Rpc, AgentServer};
 use crate::proto::{
     ContainerState, CreateContainerRequest, CreateContainerResponse, DeleteContainerRequest,
     DeleteContainerResponse, EventsRequest, ExecRequest, ExecResponse, HelloRequest, HelloResponse,
-    ListContainersRequest, ListContainersResponse, OutputRecord, ReadOutputRequest, SetupSandboxRequest,
-    SetupSandboxResponse, ShutdownRequest, ShutdownResponse, SignalContainerRequest, SignalContainerResponse,
-    StartContainerRequest, StartContainerResponse, StatsRequest, StatsResponse,
+    ListContainersRequest, ListContainersResponse, OnlineCpusRequest, OnlineCpusResponse, OutputRecord,
+    ReadOutputRequest, SetupSandboxRequest, SetupSandboxResponse, ShutdownRequest, ShutdownResponse,
+    SignalContainerRequest, SignalContainerResponse, StartContainerRequest, StartContainerResponse,
+    StatsRequest, StatsResponse, UpdateContainerRequest, UpdateContainerResponse,
 };
 
 /// An OCI spec with everything in it is far smaller.
@@ -122,6 +125,17 @@ impl Rpc for Service {
 
     async fn stats(&self, request: Request<StatsRequest>) -> Answer<StatsResponse> {
         Ok(Response::new(stats::call(&self.0, request.get_ref()).await?))
+    }
+
+    async fn update_container(
+        &self,
+        request: Request<UpdateContainerRequest>,
+    ) -> Answer<UpdateContainerResponse> {
+        to_the_end(update_container::call(self.0.clone(), request.into_inner())).await
+    }
+
+    async fn online_cpus(&self, request: Request<OnlineCpusRequest>) -> Answer<OnlineCpusResponse> {
+        Ok(Response::new(online_cpus::call(request.get_ref()).await?))
     }
 
     async fn shutdown(&self, request: Request<ShutdownRequest>) -> Answer<ShutdownResponse> {

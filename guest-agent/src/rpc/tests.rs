@@ -145,3 +145,19 @@ async fn the_life_of_a_container() {
     assert!(signal_container::call(&fixture.agent, &term).is_err());
     assert_eq!(*fixture.runtime.calls.lock().unwrap(), ["create c1 x", "start c1", "delete c1"]);
 }
+
+#[tokio::test]
+async fn limits_of_a_container_change_until_it_has_exited() {
+    let fixture = Fixture::new(RecordingRuntime { pid: 4_000_000, ..RecordingRuntime::default() });
+    fixture.set_up().await.unwrap();
+    fixture.create(|_| {}).await.unwrap();
+    let update = |resources: &[u8]| {
+        let request = UpdateContainerRequest { id: "c1".into(), resources: resources.to_vec() };
+        update_container::call(fixture.agent.clone(), request)
+    };
+    update(br#"{"memory":{"limit":1}}"#).await.unwrap();
+    assert_eq!(fixture.runtime.calls.lock().unwrap().last().unwrap(), "update c1 {\"memory\":{\"limit\":1}}");
+    assert!(update(b"[]").await.is_err());
+    fixture.agent.registry.get("c1").unwrap().ended(0, false);
+    assert!(matches!(update(b"{}").await, Err(AgentError::FailedPrecondition(_))));
+}

@@ -11,8 +11,9 @@ import msgspec
 from vmruntime.errors import AlreadyExists, FailedPrecondition, NotFound
 from vmruntime.model.container import Container, ContainerSpec, ContainerState
 from vmruntime.model.image import Image, ImageConfig, Layer, RegistryAuth
+from vmruntime.model.resources import LinuxResources
 from vmruntime.model.sandbox import NetworkInterface, PodNetwork, Sandbox, SandboxSpec, SandboxState
-from vmruntime.model.stats import ContainerUsage
+from vmruntime.model.stats import ContainerUsage, GuestUsage, HostUsage, InterfaceUsage, SandboxUsage
 from vmruntime.pods.interface import ExecResult, PodEvent
 
 IMAGE_ID = "sha256:" + "ab" * 32
@@ -151,6 +152,21 @@ class FakePods:
         self._note("reopen_log", container_id)
         if self.container(container_id).state is not ContainerState.RUNNING:
             raise FailedPrecondition("the container is not running")
+
+    async def sandbox_usage(self, sandbox_ids: list[str]) -> list[SandboxUsage]:
+        self._note("sandbox_usage", sandbox_ids)
+        guest = GuestUsage(time=1, interfaces=[InterfaceUsage(name="lo"), InterfaceUsage(name="eth0", rx_bytes=7)])
+        return [SandboxUsage(id=one, time=2, host=HostUsage(cpu_ns=3), guest=guest) for one in sandbox_ids]
+
+    async def update_container(self, container_id: str, resources: LinuxResources) -> None:
+        self._note("update_container", container_id, resources)
+        self.container(container_id)
+
+    async def update_sandbox(
+        self, sandbox_id: str, overhead: LinuxResources | None, resources: LinuxResources | None
+    ) -> None:
+        self._note("update_sandbox", sandbox_id, overhead, resources)
+        self.sandbox(sandbox_id)
 
     async def usage(self, container_ids: list[str]) -> list[ContainerUsage]:
         self._note("usage", container_ids)

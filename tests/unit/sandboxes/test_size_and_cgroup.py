@@ -8,7 +8,7 @@ import pytest
 
 from vmruntime.config.settings import GuestSettings
 from vmruntime.errors import InvalidArgument
-from vmruntime.model.resources import LinuxResources, VmSize
+from vmruntime.model.resources import LinuxResources
 from vmruntime.model.sandbox import SandboxMetadata, SandboxSpec
 from vmruntime.sandboxes.cgroup import HostCgroups, cgroup_path
 from vmruntime.sandboxes.size import vm_size
@@ -22,12 +22,14 @@ def spec(resources: LinuxResources | None = None, overhead: LinuxResources | Non
 
 
 def test_a_pod_without_limits_gets_the_default() -> None:
-    assert vm_size(spec(), GuestSettings(), 8192) == VmSize(vcpus=1, memory_mib=512)
+    found = vm_size(spec(), GuestSettings(), 8192)
+    assert (found.vcpus, found.memory_mib, found.max_memory_mib) == (1, 512, 8192)
 
 
 def test_limits_plus_overhead() -> None:
     limits = LinuxResources(memory_limit=300 * MIB + 1, cpu_quota=150_000, cpu_period=100_000)
-    assert vm_size(spec(limits), GuestSettings(), 8192) == VmSize(vcpus=2, memory_mib=301 + 96)
+    found = vm_size(spec(limits), GuestSettings(), 8192)
+    assert (found.vcpus, found.memory_mib) == (2, 301 + 96)
     declared = LinuxResources(memory_limit=50 * MIB)
     assert vm_size(spec(limits, declared), GuestSettings(), 8192).memory_mib == 351
 

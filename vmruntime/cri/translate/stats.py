@@ -8,8 +8,8 @@ from vmruntime.model.container import Container
 from vmruntime.model.stats import ContainerUsage
 
 
-def _value(number: int) -> cri.UInt64Value:
-    # The numbers come from a guest; a negative one must not make the whole answer fail.
+def unsigned(number: int) -> cri.UInt64Value:
+    """Wrap a number; it comes from a guest, and a negative one must not make the whole answer fail."""
     return cri.UInt64Value(value=min(max(number, 0), 2**64 - 1))
 
 
@@ -28,23 +28,23 @@ def stats_to_cri(container: Container, usage: ContainerUsage | None, *, writable
         return cri.ContainerStats(attributes=attributes)
     memory = cri.MemoryUsage(
         timestamp=usage.time,
-        working_set_bytes=_value(usage.memory_working_set),
-        usage_bytes=_value(usage.memory_usage),
-        rss_bytes=_value(usage.memory_rss),
-        page_faults=_value(usage.page_faults),
-        major_page_faults=_value(usage.major_page_faults),
+        working_set_bytes=unsigned(usage.memory_working_set),
+        usage_bytes=unsigned(usage.memory_usage),
+        rss_bytes=unsigned(usage.memory_rss),
+        page_faults=unsigned(usage.page_faults),
+        major_page_faults=unsigned(usage.major_page_faults),
     )
     if usage.memory_limit > 0:
-        memory.available_bytes.CopyFrom(_value(usage.memory_limit - usage.memory_working_set))
+        memory.available_bytes.CopyFrom(unsigned(usage.memory_limit - usage.memory_working_set))
     return cri.ContainerStats(
         attributes=attributes,
-        cpu=cri.CpuUsage(timestamp=usage.time, usage_core_nano_seconds=_value(usage.cpu_ns)),
+        cpu=cri.CpuUsage(timestamp=usage.time, usage_core_nano_seconds=unsigned(usage.cpu_ns)),
         memory=memory,
         writable_layer=cri.FilesystemUsage(
             timestamp=usage.time,
             fs_id=cri.FilesystemIdentifier(mountpoint=writable_mountpoint),
-            used_bytes=_value(usage.writable_bytes),
-            inodes_used=_value(usage.writable_inodes),
+            used_bytes=unsigned(usage.writable_bytes),
+            inodes_used=unsigned(usage.writable_inodes),
         ),
-        swap=cri.SwapUsage(timestamp=usage.time, swap_usage_bytes=_value(usage.swap_usage)),
+        swap=cri.SwapUsage(timestamp=usage.time, swap_usage_bytes=unsigned(usage.swap_usage)),
     )

@@ -8,8 +8,11 @@ import msgspec
 
 from vmruntime.hypervisor.devices import Architecture
 from vmruntime.hypervisor.interface import Accelerator, VmSpec
+from vmruntime.model.resources import VmSize
 
 HOTPLUG_PORTS = 4
+MEMORY_BLOCK_MIB = 128
+MEMORY = "memory"
 
 
 class Descriptors(msgspec.Struct, frozen=True, kw_only=True):
@@ -47,8 +50,8 @@ def qemu_argv(
         *("-machine", f"{architecture.machine},memory-backend=ram"),
         *("-accel", _accel(accelerator)),
         *("-cpu", architecture.cpu[accelerator.value]),
-        *("-smp", f"cpus={spec.size.vcpus}"),
-        *("-m", f"size={memory}"),
+        *("-smp", f"cpus={spec.size.vcpus},maxcpus={max(spec.size.vcpus, spec.size.max_vcpus)}"),
+        *("-m", _memory(spec.size)),
         # vhost-user backends (vhost-device-vsock, virtiofsd) map the guest's memory, hence a shared memfd.
         *("-object", f"memory-backend-memfd,id=ram,size={memory},share=on"),
         *("-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-msg", "timestamp=on"),
@@ -74,7 +77,8 @@ def kernel_command_line(architecture: Architecture, extra: str) -> str:
     panic=-1 with -no-reboot turns a kernel panic into an exit of QEMU instead of a VM that hangs.
     """
     base = f"console={architecture.serial} quiet loglevel=4 panic=-1 reboot=t i8042.noaux i8042.nokbd tsc=reliable"
-    return f"{base} {extra}".strip()
+    # Memory that is plugged in is used at once, and kept free of what cannot be moved away again.
+    return f"{base} memhp_default_state=online_movable {extra}".strip()
 
 
 def disk_blockdev(node: str, fdset: int, *, readonly: bool, device: bool = False) -> dict[str, object]:
@@ -103,6 +107,30 @@ def disk_device(node: str, serial: str) -> dict[str, object]:
 def node_name(serial: str) -> str:
     """Return the block node of a disk; QEMU allows 31 characters."""
     return f"d-{serial[:28]}"
+
+
+def _memory(size: VmSize) -> str:
+    """Return how much memory there is and may be: more by whole memory blocks of the guest (128 MiB on x86-64)."""
+    growth = max(0, size.max_memory_mib - size.memory_mib) // MEMORY_BLOCK_MIB * MEMORY_BLOCK_MIB
+    # QEMU tells the maximum only where there are slots; virtio-mem takes none of them.
+    more = f",slots=1,maxmem={size.memory_mib + growth}M" if growth else ""
+    return f"size={size.memory_mib}M{more}"
+
+
+def memory_backend(size_mib: int) -> dict[str, object]:
+    """Return the object-add arguments of memory to plug in; it takes no host memory until the guest uses it."""
+    return {
+        "qom-type": "memory-backend-memfd",
+        "id": MEMORY,
+        "size": size_mib * 1024 * 1024,
+        "share": True,
+        "reserve": False,
+    }
+
+
+def memory_device(port: int) -> dict[str, object]:
+    """Return the device_add arguments of the virtio-mem device that gives the guest that memory piece by piece."""
+    return {"driver": "virtio-mem-pci", "id": f"at{port}-{MEMORY}", "memdev": MEMORY, "bus": f"port{port}"}
 
 
 def _accel(accelerator: Accelerator) -> str:

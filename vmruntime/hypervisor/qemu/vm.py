@@ -14,7 +14,9 @@ from vmruntime.hypervisor.errors import HypervisorError
 from vmruntime.hypervisor.interface import Disk, Nic, VmHandle
 from vmruntime.hypervisor.qemu.argv import HOTPLUG_PORTS, disk_blockdev, disk_device, node_name
 from vmruntime.hypervisor.qemu.monitor import Monitor
+from vmruntime.hypervisor.qemu.resize import plug_cpus, set_memory
 from vmruntime.hypervisor.vsock import tail_of
+from vmruntime.model.resources import VmSize
 
 DETACH_TIMEOUT = 10.0
 SHARE = "share"
@@ -155,6 +157,11 @@ class QemuVm:
         process = DetachedProcess(helper)
         self._helpers.append(process)
         self._scope.start(self._note_helper_end(process), "helper")
+
+    async def resize(self, size: VmSize) -> None:
+        """Plug in processors and memory; see hypervisor/qemu/resize.py."""
+        await plug_cpus(self._monitor, size.vcpus)
+        await set_memory(self._monitor, size.memory_mib, lambda: self._take_port("more memory"))
 
     async def wait(self) -> str:
         """Wait for the end of QEMU or of one of its helpers, and return why."""

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
+
+from vmruntime.errors import InvalidArgument
 from vmruntime.model.resources import LinuxResources
+from vmruntime.model.sandbox import SandboxKind
 
 # (type, major, minor, access): what a container may open or make. Any node may be made with mknod, which is what
 # CAP_MKNOD is for, but only these opened (Documentation/admin-guide/devices.txt).
@@ -36,6 +40,29 @@ def device_rules(*, privileged: bool) -> list[dict[str, Any]]:
             rule["minor"] = minor
         rules.append(rule)
     return rules
+
+
+def guest_resources(resources: LinuxResources, kind: SandboxKind) -> LinuxResources:
+    """Return limits as they make sense where the container runs.
+
+    A VM has processors and memory nodes of its own: the host's numbers mean nothing there, and kubelet's choice of
+    processors holds for the VM as a whole through the pod's cgroup on the host. Nor has it huge pages; kubelet
+    sends limits of 0 for each size that the host knows.
+
+    Raises:
+        InvalidArgument: A VM cannot give what is asked for.
+    """
+    if kind is not SandboxKind.CONTAINER:
+        return resources
+    for size, limit in resources.hugepage_limits.items():
+        if limit > 0:
+            raise InvalidArgument.field(
+                "config.linux.resources.hugepage_limits",
+                f"{size}: {limit}",
+                "cannot be had in a VM: its memory comes from the host's ordinary pages",
+                remedy="leave out hugepages, or annotate the pod with vmruntime.io/kind: host",
+            )
+    return msgspec.structs.replace(resources, cpuset_cpus="", cpuset_mems="", hugepage_limits={})
 
 
 def resource_limits(resources: LinuxResources) -> dict[str, Any]:

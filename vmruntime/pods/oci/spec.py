@@ -21,7 +21,7 @@ from vmruntime.model.sandbox import SandboxSpec
 from vmruntime.pods.oci.capabilities import capability_sets
 from vmruntime.pods.oci.mounts import BindMount, container_mounts
 from vmruntime.pods.oci.process import arguments, directory, environment
-from vmruntime.pods.oci.resources import device_rules, resource_limits
+from vmruntime.pods.oci.resources import device_rules, guest_resources, resource_limits
 from vmruntime.pods.oci.seccomp import seccomp_filter
 
 # What kubelet sends for procMount: Default. Taken for an empty list too, since protobuf cannot tell "none" from "not
@@ -82,7 +82,7 @@ def build_oci_spec(
         "namespaces": [{"type": "pid"}, {"type": "mount"}, {"type": "cgroup"}],
         "resources": {
             "devices": device_rules(privileged=security.privileged),
-            **resource_limits(container.resources),
+            **resource_limits(guest_resources(container.resources, sandbox.kind)),
         },
         "maskedPaths": _paths(security, security.masked_paths, MASKED_PATHS),
         "readonlyPaths": _paths(security, security.readonly_paths, READONLY_PATHS),
