@@ -13,6 +13,11 @@ use crate::agent::Agent;
 use crate::error::{AgentError, Context, Result};
 use crate::{clock, console, rpc};
 
+/// What a client may send in one call before it is read: input that nobody takes waits here.
+const STREAM_WINDOW: u32 = 128 * 1024;
+/// The same for a whole connection. Many times larger, so that calls that wait do not hold up the others.
+const CONNECTION_WINDOW: u32 = 8 * 1024 * 1024;
+
 /// Serves the host of this virtual machine. Returns only with an error.
 ///
 /// # Errors
@@ -37,7 +42,10 @@ pub async fn serve_unix(agent: Arc<Agent>, path: &Path) -> Result<()> {
 }
 
 fn router(agent: Arc<Agent>) -> Router {
-    Server::builder().add_service(rpc::server(agent))
+    Server::builder()
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .add_service(rpc::server(agent))
 }
 
 /// The one line the host may wait for.

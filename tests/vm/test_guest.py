@@ -108,12 +108,12 @@ async def test_containers_in_one_guest(guest: ContainerVm, busybox_layer: Path) 
     assert (user.uid, user.gid, 1003 in user.groups) == (1001, 1002, True)
     await guest.agent.start("user")
     done = await guest.agent.exec_sync("user", ["/bin/sh", "-c", "id -u; echo bad >&2; exit 7"], 20, 1 << 20)
-    assert (done.stdout, done.stderr, done.exit_code) == (b"1001\n", b"bad\n", 7)
+    assert (done.stdout, done.stderr, done.end.exit_code) == (b"1001\n", b"bad\n", 7)
     missing = await guest.agent.exec_sync("user", ["no-such"], 20, 1 << 20)
-    assert missing.exit_code == 127
-    assert "not found" in missing.error
+    assert missing.end.exit_code == 127
+    assert "not found" in missing.end.error
     late = await guest.agent.exec_sync("user", ["/bin/sleep", "60"], 1, 1 << 20)
-    assert late.timed_out
+    assert late.end.timed_out
     await guest.agent.signal("user", 9, everyone=True)
     assert (await ended(guest, "user")).exit_code == 137
 

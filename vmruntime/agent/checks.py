@@ -19,6 +19,11 @@ def text(value: str, what: str, limit: int = TEXT_LIMIT) -> str:
     return value
 
 
+def shown(value: str) -> str:
+    """Return a text made fit to be shown: printable, and cut to TEXT_LIMIT characters."""
+    return "".join(c if c.isprintable() else " " for c in value[:TEXT_LIMIT])
+
+
 def number(value: int, what: str, low: int, high: int) -> int:
     """Return a number within limits, or raise AgentLied."""
     if not low <= value <= high:

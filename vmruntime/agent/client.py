@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any, TypeVar
-
-import grpc
+from typing import Any
 
 from vmruntime.agent import checks
-from vmruntime.agent.errors import AgentError, AgentGone, AgentLied
+from vmruntime.agent.calls import call, messages, open_channel
+from vmruntime.agent.errors import AgentError, AgentLied
 from vmruntime.agent.interface import (
     AgentHello,
     ExecOutput,
@@ -20,35 +18,24 @@ from vmruntime.agent.interface import (
     GuestSetup,
     OutputReader,
 )
-from vmruntime.errors import Code
+from vmruntime.agent.streams import AttachStream, ExecStream, PortStream
 from vmruntime.generated import agent_pb2, agent_pb2_grpc
 from vmruntime.model.container import ContainerUser
 from vmruntime.model.output import OutputRecord
 from vmruntime.model.stats import ContainerUsage, GuestUsage
-
-T = TypeVar("T")
+from vmruntime.model.streams import AttachSpec, ExecSpec
 
 PROTOCOL = 1
 CALL_TIMEOUT = 60.0
 EXEC_SLACK = 20.0
-CHANNEL_OPTIONS = [
-    # grpc would send the percent-coded socket path, which HTTP/2 servers other than its own refuse as malformed.
-    ("grpc.default_authority", "localhost"),
-    ("grpc.initial_reconnect_backoff_ms", 50),
-    ("grpc.min_reconnect_backoff_ms", 50),
-    ("grpc.max_reconnect_backoff_ms", 1000),
-    ("grpc.max_receive_message_length", 4 * 1024 * 1024),
-    ("grpc.max_send_message_length", 16 * 1024 * 1024),
-    ("grpc.use_local_subchannel_pool", 1),
-    ("grpc.enable_http_proxy", 0),
-]
 
 
 class AgentClient:
     """Implements agent.interface.Agent on a relay's unix socket."""
 
     def __init__(self, socket: Path) -> None:
-        self._channel = grpc.aio.insecure_channel(f"unix:{socket}", options=CHANNEL_OPTIONS)
+        self._socket = socket
+        self._channel = open_channel(socket)
         self._stub: Any = agent_pb2_grpc.AgentStub(self._channel)
 
     async def close(self) -> None:
@@ -61,7 +48,7 @@ class AgentClient:
         Raises:
             AgentLied: It speaks another protocol.
         """
-        answer = await self._call(self._stub.Hello(agent_pb2.HelloRequest(protocol=PROTOCOL), timeout=CALL_TIMEOUT))
+        answer = await call(self._stub.Hello(agent_pb2.HelloRequest(protocol=PROTOCOL), timeout=CALL_TIMEOUT))
         if answer.protocol != PROTOCOL:
             raise AgentLied(f"it speaks protocol {answer.protocol}, not {PROTOCOL}; rebuild the guest (make guest)")
         return AgentHello(
@@ -92,7 +79,7 @@ class AgentClient:
             scratch_serial=setup.scratch_serial,
             shared_pid_namespace=setup.shared_pid_namespace,
         )
-        await self._call(self._stub.SetupSandbox(request, timeout=CALL_TIMEOUT))
+        await call(self._stub.SetupSandbox(request, timeout=CALL_TIMEOUT))
 
     async def create(self, container: GuestContainer) -> tuple[int, ContainerUser]:
         """Create a container; return its pid in the guest and the user it resolved."""
@@ -123,7 +110,7 @@ class AgentClient:
                 for one in container.devices
             ],
         )
-        answer = await self._call(self._stub.CreateContainer(request, timeout=CALL_TIMEOUT))
+        answer = await call(self._stub.CreateContainer(request, timeout=CALL_TIMEOUT))
         if len(answer.groups) > 65536:
             raise AgentLied("a user has more than 65536 groups")
         user = ContainerUser(uid=answer.uid, gid=answer.gid, groups=list(answer.groups))
@@ -132,29 +119,29 @@ class AgentClient:
     async def start(self, container_id: str) -> int:
         """Start a container; return when, in nanoseconds since the epoch."""
         request = agent_pb2.StartContainerRequest(id=container_id)
-        answer = await self._call(self._stub.StartContainer(request, timeout=CALL_TIMEOUT))
+        answer = await call(self._stub.StartContainer(request, timeout=CALL_TIMEOUT))
         return checks.number(answer.started_at_unix_ns, "a start time", 1, checks.NS_LIMIT)
 
     async def signal(self, container_id: str, signal: int, *, everyone: bool = False) -> None:
         """Signal the container's first process, or every process."""
         request = agent_pb2.SignalContainerRequest(id=container_id, signal=signal, all=everyone)
-        await self._call(self._stub.SignalContainer(request, timeout=CALL_TIMEOUT))
+        await call(self._stub.SignalContainer(request, timeout=CALL_TIMEOUT))
 
     async def delete(self, container_id: str) -> list[str]:
         """Kill and remove a container; return the serials of layer disks that nothing uses any more."""
         request = agent_pb2.DeleteContainerRequest(id=container_id)
-        answer = await self._call(self._stub.DeleteContainer(request, timeout=CALL_TIMEOUT))
+        answer = await call(self._stub.DeleteContainer(request, timeout=CALL_TIMEOUT))
         return [checks.text(serial, "a serial", 36) for serial in answer.released_serials[:1024]]
 
     async def containers(self) -> list[GuestContainerState]:
         """Return every container the agent knows."""
-        answer = await self._call(self._stub.ListContainers(agent_pb2.ListContainersRequest(), timeout=CALL_TIMEOUT))
+        answer = await call(self._stub.ListContainers(agent_pb2.ListContainersRequest(), timeout=CALL_TIMEOUT))
         return [checks.container_state(state) for state in answer.containers]
 
     async def events(self) -> AsyncIterator[GuestContainerState]:
         """Iterate over every container's state, then over changes."""
         stream = self._stub.Events(agent_pb2.EventsRequest())
-        async for message in self._stream(stream):
+        async for message in messages(stream):
             yield checks.container_state(message)
 
     @contextlib.asynccontextmanager
@@ -162,27 +149,67 @@ class AgentClient:
         """Read a container's output after record `after_seq`."""
         stream = self._stub.ReadOutput()
         try:
-            await self._call(stream.write(agent_pb2.ReadOutputRequest(container_id=container_id, after_seq=after_seq)))
-            yield _OutputStream(self, stream, after_seq)
+            await call(stream.write(agent_pb2.ReadOutputRequest(container_id=container_id, after_seq=after_seq)))
+            yield _OutputStream(stream, after_seq)
         finally:
             stream.cancel()
 
     async def exec_sync(self, container_id: str, argv: list[str], timeout: float, limit: int) -> ExecOutput:
         """Run a command to its end; `limit` bytes of each output are kept; timeout 0: none."""
-        start = agent_pb2.ExecStart(container_id=container_id, args=argv, timeout_ms=round(timeout * 1000))
-        deadline = timeout + EXEC_SLACK if timeout > 0 else None
-        stream = self._stub.Exec(timeout=deadline)
+        stream = self._stub.Exec(timeout=timeout + EXEC_SLACK if timeout > 0 else None)
+        kept = {False: bytearray(), True: bytearray()}
         try:
-            await self._call(stream.write(agent_pb2.ExecRequest(start=start)))
-            await self._call(stream.done_writing())
-            return await self._collect(stream, limit)
+            command = ExecStream(stream)
+            await command.start(ExecSpec(container_id=container_id, argv=argv, timeout=timeout))
+            async for chunk in command.output():
+                output = kept[chunk.stderr]
+                output += chunk.data[: max(0, limit - len(output))]
+            return ExecOutput(stdout=bytes(kept[False]), stderr=bytes(kept[True]), end=command.end)
         finally:
             stream.cancel()
+
+    @contextlib.asynccontextmanager
+    async def exec(self, spec: ExecSpec) -> AsyncIterator[ExecStream]:
+        """Run a command; leaving the block before its end kills it."""
+        async with self._session() as stub:
+            stream = stub.Exec()
+            try:
+                command = ExecStream(stream)
+                await command.start(spec)
+                yield command
+            finally:
+                stream.cancel()
+
+    @contextlib.asynccontextmanager
+    async def attach(self, spec: AttachSpec) -> AsyncIterator[AttachStream]:
+        """Join a container's streams; leaving the block leaves it running."""
+        async with self._session() as stub:
+            stream = stub.Attach()
+            try:
+                container = AttachStream(stream)
+                await container.start(spec)
+                yield container
+            finally:
+                stream.cancel()
+
+    @contextlib.asynccontextmanager
+    async def ports(self) -> AsyncIterator[Ports]:
+        """Open the way to the sandbox's ports."""
+        async with self._session() as stub:
+            yield Ports(stub)
+
+    @contextlib.asynccontextmanager
+    async def _session(self) -> AsyncIterator[Any]:
+        channel = open_channel(self._socket)
+        try:
+            yield agent_pb2_grpc.AgentStub(channel)
+        finally:
+            await channel.close(None)
 
     async def stats(self, container_ids: list[str]) -> GuestUsage:
         """Return what the sandbox and containers use."""
         request = agent_pb2.StatsRequest(container_ids=container_ids)
-        answer = await self._call(self._stub.Stats(request, timeout=CALL_TIMEOUT))
+        answer = await call(self._stub.Stats(request, timeout=CALL_TIMEOUT))
         containers = [
             ContainerUsage(
                 id=checks.text(one.id, "a container's id", 128),
@@ -212,60 +239,25 @@ class AgentClient:
     async def update(self, container_id: str, resources: bytes) -> None:
         """Change a container's limits."""
         request = agent_pb2.UpdateContainerRequest(id=container_id, resources=resources)
-        await self._call(self._stub.UpdateContainer(request, timeout=CALL_TIMEOUT))
+        await call(self._stub.UpdateContainer(request, timeout=CALL_TIMEOUT))
 
     async def online_cpus(self, count: int) -> None:
         """Wait until the guest uses so many processors."""
-        await self._call(self._stub.OnlineCpus(agent_pb2.OnlineCpusRequest(count=count), timeout=CALL_TIMEOUT))
+        await call(self._stub.OnlineCpus(agent_pb2.OnlineCpusRequest(count=count), timeout=CALL_TIMEOUT))
 
     async def shutdown(self, grace: float) -> None:
         """Ask the guest to stop its containers within `grace` seconds and power off."""
         request = agent_pb2.ShutdownRequest(grace_ms=round(grace * 1000))
-        await self._call(self._stub.Shutdown(request, timeout=grace + 5.0))
-
-    async def _collect(self, stream: Any, limit: int) -> ExecOutput:
-        kept = {"stdout": bytearray(), "stderr": bytearray()}
-        async for message in self._stream(stream):
-            which = message.WhichOneof("message")
-            if which in kept:
-                data = getattr(message, which)
-                kept[which] += data[: max(0, limit - len(kept[which]))]
-            elif which == "exited":
-                return ExecOutput(
-                    stdout=bytes(kept["stdout"]),
-                    stderr=bytes(kept["stderr"]),
-                    exit_code=checks.number(message.exited.exit_code, "an exit code", 0, 255),
-                    timed_out=message.exited.timed_out,
-                    error=message.exited.error[: checks.TEXT_LIMIT],
-                )
-        raise AgentLied("a command's stream ended without its exit code")
-
-    async def _call(self, call: Awaitable[T]) -> T:
-        try:
-            return await call
-        except grpc.aio.AioRpcError as error:
-            raise translate(error) from error
-        except asyncio.InvalidStateError as error:  # grpc.aio: the stream has ended under a write
-            raise AgentGone("the connection to the guest agent ended") from error
-        except grpc.aio.UsageError as error:
-            raise AgentGone("the connection to the guest agent is closed") from error
-
-    async def _stream(self, stream: Any) -> AsyncIterator[Any]:
-        try:
-            async for message in stream:
-                yield message
-        except grpc.aio.AioRpcError as error:
-            raise translate(error) from error
+        await call(self._stub.Shutdown(request, timeout=grace + 5.0))
 
 
 class _OutputStream:
-    def __init__(self, client: AgentClient, stream: Any, after_seq: int) -> None:
-        self._client = client
+    def __init__(self, stream: Any, after_seq: int) -> None:
         self._stream = stream
         self._next = after_seq + 1
 
     async def __aiter__(self) -> AsyncIterator[OutputRecord]:
-        async for message in self._client._stream(self._stream):
+        async for message in messages(self._stream):
             record = checks.output_record(message, self._next)
             self._next += 1
             yield record
@@ -276,18 +268,22 @@ class _OutputStream:
         Never fails: a stream that has ended takes no acknowledgements, and why it ended is the reader's to tell.
         """
         with contextlib.suppress(AgentError):
-            await self._client._call(self._stream.write(agent_pb2.ReadOutputRequest(after_seq=seq)))
+            await call(self._stream.write(agent_pb2.ReadOutputRequest(after_seq=seq)))
 
 
-def translate(error: grpc.aio.AioRpcError) -> AgentError:
-    """Return the error of a call in vmruntime's terms."""
-    status = error.code()
-    details = "".join(c if c.isprintable() else " " for c in (error.details() or ""))[: checks.TEXT_LIMIT]
-    if status is grpc.StatusCode.UNAVAILABLE:
-        return AgentGone(f"the guest agent does not answer: {details}")
-    if status is grpc.StatusCode.CANCELLED:
-        return AgentGone("the connection to the guest agent was closed")
-    try:
-        return AgentError(details or status.name, Code[status.name])
-    except KeyError:
-        return AgentError(f"{status.name}: {details}", Code.INTERNAL)
+class Ports:
+    """Implements agent.interface.PortDialer."""
+
+    def __init__(self, stub: Any) -> None:
+        self._stub = stub
+
+    @contextlib.asynccontextmanager
+    async def connect(self, port: int) -> AsyncIterator[PortStream]:
+        """Connect to a port; leaving the block breaks the connection off unless both sides have closed it."""
+        stream = self._stub.PortForward()
+        try:
+            connection = PortStream(stream)
+            await connection.connect(port)
+            yield connection
+        finally:
+            stream.cancel()

@@ -13,6 +13,7 @@ from vmruntime.model.container import ContainerUser
 from vmruntime.model.output import OutputRecord
 from vmruntime.model.sandbox import Dns, NetworkInterface, NetworkRoute
 from vmruntime.model.stats import GuestUsage
+from vmruntime.model.streams import AttachSpec, ExecEnd, ExecSpec, OutputChunk, TerminalSize
 
 AGENT_PORT = 1024
 """The vsock port of every agent."""
@@ -130,17 +131,11 @@ class GuestContainerState(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ExecOutput(msgspec.Struct, frozen=True, kw_only=True):
-    """What a command said.
-
-    Attributes:
-        error: Why it could not start; empty when it did.
-    """
+    """What a command said and how it ended."""
 
     stdout: bytes
     stderr: bytes
-    exit_code: int
-    timed_out: bool
-    error: str
+    end: ExecEnd
 
 
 class OutputReader(Protocol):
@@ -151,6 +146,57 @@ class OutputReader(Protocol):
 
     async def acknowledge(self, seq: int) -> None:
         """Tell the agent that everything up to `seq` may be forgotten."""
+
+
+class ProcessStream(Protocol):
+    """A process's streams. Writing never fails: why a stream has ended is told by output()."""
+
+    def output(self) -> AsyncIterator[OutputChunk]:
+        """Iterate over what it writes, to the end. An empty chunk says nothing."""
+
+    async def write(self, data: bytes) -> None:
+        """Send input; waits while the process takes none."""
+
+    async def close_input(self) -> None:
+        """End the input."""
+
+    async def resize(self, size: TerminalSize) -> None:
+        """Set the size of its terminal; without one: nothing."""
+
+
+class ExecStream(ProcessStream, Protocol):
+    """A command that runs."""
+
+    @property
+    def end(self) -> ExecEnd:
+        """How it ended; known when output() is at its end."""
+
+
+class AttachStream(ProcessStream, Protocol):
+    """A container somebody has joined."""
+
+    too_slow: bool
+    """Set at the end of output() when the agent let go of this reader because it did not read."""
+
+
+class PortStream(Protocol):
+    """A TCP connection to a port of a sandbox."""
+
+    def read(self) -> AsyncIterator[bytes]:
+        """Iterate over what the port sends, to its end; raises AgentError ABORTED when the connection breaks."""
+
+    async def write(self, data: bytes) -> None:
+        """Send bytes; waits while the port takes none."""
+
+    async def close_write(self) -> None:
+        """Say that no more bytes come."""
+
+
+class PortDialer(Protocol):
+    """The way to a sandbox's ports."""
+
+    def connect(self, port: int) -> AbstractAsyncContextManager[PortStream]:
+        """Connect to a port on loopback; raises AgentError FAILED_PRECONDITION when nobody listens."""
 
 
 class Agent(Protocol):
@@ -185,6 +231,15 @@ class Agent(Protocol):
 
     async def exec_sync(self, container_id: str, argv: list[str], timeout: float, limit: int) -> ExecOutput:
         """Run a command to its end; `limit` bytes of each output are kept; timeout 0: none."""
+
+    def exec(self, spec: ExecSpec) -> AbstractAsyncContextManager[ExecStream]:
+        """Run a command; leaving the block before its end kills it."""
+
+    def attach(self, spec: AttachSpec) -> AbstractAsyncContextManager[AttachStream]:
+        """Join a container's streams from now on; leaving the block leaves it running."""
+
+    def ports(self) -> AbstractAsyncContextManager[PortDialer]:
+        """Open the way to the sandbox's ports."""
 
     async def stats(self, container_ids: list[str]) -> GuestUsage:
         """Return what the sandbox and these containers use; no ids: all containers."""

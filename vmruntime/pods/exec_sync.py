@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from vmruntime.errors import DeadlineExceeded, FailedPrecondition, InvalidArgument
-from vmruntime.model.container import ContainerState
+from vmruntime.errors import DeadlineExceeded, InvalidArgument
 from vmruntime.pods.context import Context
 from vmruntime.pods.interface import ExecResult
+from vmruntime.pods.streams import agent_of_running
 
 OUTPUT_LIMIT = 16 * 1024 * 1024
 
@@ -21,12 +21,9 @@ async def exec_sync(context: Context, container_id: str, argv: list[str], timeou
     """
     if not argv or not argv[0]:
         raise InvalidArgument.field("cmd", argv, "names no command")
-    container = context.registry.container(container_id)
-    if container.state is not ContainerState.RUNNING:
-        raise FailedPrecondition(f"the container {container_id} is {container.state.value}, not running")
-    agent = context.running(container.sandbox_id).running.agent
+    agent = agent_of_running(context, container_id)
     output = await agent.exec_sync(container_id, argv, timeout, OUTPUT_LIMIT)
-    if output.timed_out:
+    if output.end.timed_out:
         raise DeadlineExceeded(f"the command {argv[0]!r} was killed after {timeout:g} s, its time-out")
-    stderr = output.stderr or (f"{output.error}\n".encode() if output.error else b"")
-    return ExecResult(stdout=output.stdout, stderr=stderr, exit_code=output.exit_code)
+    stderr = output.stderr or (f"{output.end.error}\n".encode() if output.end.error else b"")
+    return ExecResult(stdout=output.stdout, stderr=stderr, exit_code=output.end.exit_code)

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import enum
 from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
 import msgspec
 
+from vmruntime.agent.interface import AttachStream, ExecStream, PortDialer
 from vmruntime.model.container import Container, ContainerSpec
 from vmruntime.model.resources import LinuxResources
 from vmruntime.model.sandbox import Sandbox, SandboxSpec
 from vmruntime.model.stats import ContainerUsage, SandboxUsage
+from vmruntime.model.streams import AttachSpec, ExecSpec
 
 
 class PodEventKind(enum.Enum):
@@ -109,6 +112,27 @@ class Pods(Protocol):
 
         Raises:
             DeadlineExceeded: It was killed because its time was up.
+        """
+
+    def exec(self, spec: ExecSpec) -> AbstractAsyncContextManager[ExecStream]:
+        """Run a command with its streams; leaving the block before its end kills it.
+
+        Raises:
+            FailedPrecondition: The container is not running.
+        """
+
+    def attach(self, spec: AttachSpec) -> AbstractAsyncContextManager[AttachStream]:
+        """Join a container's streams from now on; leaving the block leaves it running.
+
+        Raises:
+            FailedPrecondition: The container is neither created nor running.
+        """
+
+    def ports(self, sandbox_id: str) -> AbstractAsyncContextManager[PortDialer]:
+        """Open the way to the ports on a sandbox's loopback.
+
+        Raises:
+            FailedPrecondition: The sandbox is not running.
         """
 
     async def reopen_log(self, container_id: str) -> None:

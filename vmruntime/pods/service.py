@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
 
 from vmruntime.agent.errors import AgentGone
+from vmruntime.agent.interface import AttachStream, ExecStream, PortDialer
 from vmruntime.errors import FailedPrecondition
 from vmruntime.model.container import Container, ContainerSpec, ContainerState
 from vmruntime.model.resources import LinuxResources
 from vmruntime.model.sandbox import Sandbox, SandboxSpec
 from vmruntime.model.stats import ContainerUsage, SandboxUsage
+from vmruntime.model.streams import AttachSpec, ExecSpec
 from vmruntime.pods.container_create import create_container
 from vmruntime.pods.container_remove import remove_container
 from vmruntime.pods.container_start import start_container
@@ -20,6 +23,7 @@ from vmruntime.pods.interface import ExecResult, PodEvent
 from vmruntime.pods.resize import update_container, update_sandbox
 from vmruntime.pods.sandbox_run import run_sandbox
 from vmruntime.pods.sandbox_stop import remove_sandbox, stop_sandbox
+from vmruntime.pods.streams import attach_stream, exec_stream, sandbox_ports
 from vmruntime.pods.usage import sandbox_usage
 
 
@@ -76,6 +80,18 @@ class PodService:
     async def exec_sync(self, container_id: str, argv: list[str], timeout: float) -> ExecResult:
         """Run a command; see pods/exec_sync.py."""
         return await exec_sync(self._context, container_id, argv, timeout)
+
+    def exec(self, spec: ExecSpec) -> AbstractAsyncContextManager[ExecStream]:
+        """Run a command with its streams; see pods/streams.py."""
+        return exec_stream(self._context, spec)
+
+    def attach(self, spec: AttachSpec) -> AbstractAsyncContextManager[AttachStream]:
+        """Join a container's streams; see pods/streams.py."""
+        return attach_stream(self._context, spec)
+
+    def ports(self, sandbox_id: str) -> AbstractAsyncContextManager[PortDialer]:
+        """Open the way to a sandbox's ports; see pods/streams.py."""
+        return sandbox_ports(self._context, sandbox_id)
 
     async def reopen_log(self, container_id: str) -> None:
         """Open a running container's log path again."""

@@ -1,7 +1,6 @@
 //! Makes a container, and unmakes it.
 
 use std::fs;
-use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,8 +13,9 @@ use super::devices;
 use super::passwd::Accounts;
 use super::runtime::{Launch, Stdio};
 use super::spec::{self, Adaptation, PidNamespace};
+use super::streams::Streams;
 use super::user::{self, Identity, Wanted};
-use super::{Container, Parts, Streams, watch};
+use super::{Container, Parts, watch};
 use crate::agent::Agent;
 use crate::clock::Phases;
 use crate::error::{AgentError, Context, Result};
@@ -72,6 +72,7 @@ pub async fn destroy(agent: &Agent, container: &Container) -> Vec<String> {
         }
     }
     container.output.close();
+    container.taps.close();
     agent.registry.remove(&container.id);
     discard(agent, &container.id, &container.layers).await
 }
@@ -179,22 +180,23 @@ async fn launch(agent: &Arc<Agent>, request: &CreateContainerRequest, spec: &Val
         let console = ConsoleSocket::bind(agent.console_socket_path())?;
         let number = agent.runtime.create(launch(Stdio::default(), Some(console.path()))).await?;
         let terminal = Arc::new(AsyncFile::new(console.receive().await?).context(|| "open the terminal")?);
-        let streams = Streams { terminal: Some(terminal.clone()), stdin: None };
+        let streams = Streams::on_terminal(terminal.clone(), request.stdin);
         return Ok(Made { number, streams, outputs: vec![(terminal, Stream::Stdout)] });
     }
-    let (stdin, keep) = if request.stdin { split(pipe())? } else { (None, None) };
-    let (stdout, give_stdout) = pipe().context(|| "make a pipe")?;
-    let (stderr, give_stderr) = pipe().context(|| "make a pipe")?;
+    let what = || "open a pipe";
+    let (mut stdin, mut keep) = (None, None);
+    if request.stdin {
+        let (give_stdin, write_end) = pipe().context(what)?;
+        stdin = Some(give_stdin);
+        keep = Some(Arc::new(AsyncFile::new(write_end).context(what)?));
+    }
+    let (stdout, give_stdout) = pipe().context(what)?;
+    let (stderr, give_stderr) = pipe().context(what)?;
     let stdio = Stdio { stdin, stdout: Some(give_stdout), stderr: Some(give_stderr) };
     let number = agent.runtime.create(launch(stdio, None)).await?;
-    let open = |end| AsyncFile::new(end).map(Arc::new).context(|| "open a pipe");
+    let open = |end| AsyncFile::new(end).map(Arc::new).context(what);
     let outputs = vec![(open(stdout)?, Stream::Stdout), (open(stderr)?, Stream::Stderr)];
-    Ok(Made { number, streams: Streams { terminal: None, stdin: keep }, outputs })
-}
-
-fn split(pipe: std::io::Result<(OwnedFd, OwnedFd)>) -> Result<(Option<OwnedFd>, Option<OwnedFd>)> {
-    let (read_end, write_end) = pipe.context(|| "make a pipe")?;
-    Ok((Some(read_end), Some(write_end)))
+    Ok(Made { number, streams: Streams::on_pipes(keep, request.stdin_once), outputs })
 }
 
 /// From here on the container is known, read from and watched. Nothing is awaited, so its exit cannot be missed.
@@ -215,10 +217,11 @@ fn enroll(
         process: spec.get("process").cloned().unwrap_or_default(),
         layers,
         output: Arc::new(OutputBuffer::new(limit, outputs.len())),
+        outputs: outputs.len(),
         streams,
     }));
     for (source, stream) in outputs {
-        let pump = tokio::spawn(pump::run(source, stream, container.output.clone()));
+        let pump = tokio::spawn(pump::run(source, stream, container.output.clone(), container.taps.clone()));
         container.keep_pump(pump.abort_handle());
     }
     agent.registry.insert(container.clone());

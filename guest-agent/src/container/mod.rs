@@ -15,11 +15,12 @@ pub mod pod_init;
 pub mod registry;
 pub mod runtime;
 pub mod spec;
+pub mod streams;
 pub mod user;
 pub mod watch;
 
-use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use serde_json::Value;
 use tokio::sync::watch as channel;
@@ -28,11 +29,15 @@ use tokio::task::AbortHandle;
 use crate::clock;
 use crate::error::{AgentError, Result};
 use crate::io::buffer::OutputBuffer;
-use crate::io::file::AsyncFile;
+use crate::io::taps::Taps;
 use crate::proto::{ContainerState, PidMode, container_state::Phase};
 use crate::storage::usage::Cached;
 use crate::sys;
 use cgroup::Cgroup;
+use streams::Streams;
+
+/// How long one who watches a container may take nothing of its output before it is dropped.
+const SLOWEST: Duration = Duration::from_secs(10);
 
 pub struct Container {
     pub id: String,
@@ -45,24 +50,14 @@ pub struct Container {
     /// Serials of the layers it holds.
     pub layers: Vec<String>,
     pub output: Arc<OutputBuffer>,
-    #[expect(dead_code, reason = "held open; attaching will use them")]
-    streams: Streams,
+    pub taps: Arc<Taps>,
+    pub streams: Streams,
     /// Taken while the OCI runtime starts the container, so that its exit is not reported before its start.
     pub start_gate: tokio::sync::Mutex<()>,
     pub usage: Mutex<Cached>,
     lifecycle: Mutex<Lifecycle>,
     exited: channel::Sender<bool>,
     pumps: Mutex<Vec<AbortHandle>>,
-}
-
-/// What is kept open for whoever attaches.
-#[derive(Default)]
-#[expect(dead_code, reason = "held open; attaching will use them")]
-pub struct Streams {
-    /// The terminal's master side.
-    pub terminal: Option<Arc<AsyncFile>>,
-    /// The write end of the standard input.
-    pub stdin: Option<OwnedFd>,
 }
 
 #[derive(Debug, Clone)]
@@ -83,12 +78,14 @@ pub struct Parts {
     pub process: Value,
     pub layers: Vec<String>,
     pub output: Arc<OutputBuffer>,
+    /// How many streams it writes to.
+    pub outputs: usize,
     pub streams: Streams,
 }
 
 impl Container {
     pub fn new(parts: Parts) -> Self {
-        let Parts { id, pid, pid_mode, cgroup, process, layers, output, streams } = parts;
+        let Parts { id, pid, pid_mode, cgroup, process, layers, output, outputs, streams } = parts;
         Self {
             id,
             pid,
@@ -97,6 +94,7 @@ impl Container {
             process,
             layers,
             output,
+            taps: Arc::new(Taps::new(outputs, SLOWEST)),
             streams,
             start_gate: tokio::sync::Mutex::default(),
             usage: Mutex::default(),

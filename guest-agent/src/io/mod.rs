@@ -4,4 +4,5 @@ pub mod buffer;
 pub mod file;
 pub mod lines;
 pub mod pump;
+pub mod taps;
 pub mod terminal;

@@ -7,6 +7,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
 
+use super::incoming::{Incoming, Said};
 use crate::agent::Agent;
 use crate::container::Container;
 use crate::container::exec::{self, Answers, Refusal, Session};
@@ -76,7 +77,7 @@ async fn converse(
     }
     let (exited, told) = watch::channel(false);
     let drains = session.drain(answers, &told);
-    let mut input = Incoming { requests: Some(requests), stdin: session.feed() };
+    let mut input = Incoming::new(requests, session.feed());
     let mut timed_out = false;
     let mut gone = false;
     let mut deadline = pin!(deadline(start.timeout_ms));
@@ -92,9 +93,11 @@ async fn converse(
                 gone = true;
                 session.kill();
             }
-            next = input.next() => match next {
-                Some(ask) => input.obey(ask, &session).await,
-                None => session.kill(),
+            said = input.next() => match said {
+                Said::Message(ExecRequest { message: Some(ask) }) => obey(ask, &mut input, &session).await,
+                Said::Message(_) => {}
+                Said::Done => input.close_input(),
+                Said::Broken => session.kill(),
             }
         }
     };
@@ -112,53 +115,16 @@ async fn deadline(timeout_ms: u64) {
     }
 }
 
-/// What the client says. Nothing is read while the process has not taken the input before: so a slow process slows
-/// the client down. (Signals wait behind that input; cancelling does not.)
-struct Incoming {
-    requests: Option<Streaming<ExecRequest>>,
-    stdin: Option<mpsc::Sender<Vec<u8>>>,
-}
-
-impl Incoming {
-    /// The next message; `None` once, when the client has broken off. A client that says it is done is no break:
-    /// its input ends. Safe to cancel: no message is lost.
-    async fn next(&mut self) -> Option<Ask> {
-        if let Some(stdin) = &self.stdin {
-            // The error is that nobody reads any more; then input is thrown away.
-            if stdin.reserve().await.is_err() {
-                self.stdin = None;
+async fn obey(ask: Ask, input: &mut Incoming<ExecRequest>, session: &Session) {
+    match ask {
+        Ask::Stdin(bytes) => input.pass(bytes).await,
+        Ask::StdinClosed(true) => input.close_input(),
+        Ask::Resize(size) => session.resize(&size),
+        Ask::Signal(number) => {
+            if let Ok(signal) = validate::signal(number) {
+                session.signal(signal);
             }
         }
-        let Some(requests) = &mut self.requests else { return pending().await };
-        match requests.message().await {
-            Ok(Some(request)) => Some(request.message.unwrap_or(Ask::Stdin(Vec::new()))),
-            Ok(None) => {
-                self.requests = None;
-                Some(Ask::StdinClosed(true))
-            }
-            Err(_) => {
-                self.requests = None;
-                None
-            }
-        }
-    }
-
-    async fn obey(&mut self, ask: Ask, session: &Session) {
-        match ask {
-            Ask::Stdin(bytes) if !bytes.is_empty() => {
-                if let Some(stdin) = &self.stdin {
-                    // There is room: nobody else sends.
-                    let _ = stdin.send(bytes).await;
-                }
-            }
-            Ask::StdinClosed(true) => self.stdin = None,
-            Ask::Resize(size) => session.resize(&size),
-            Ask::Signal(number) => {
-                if let Ok(signal) = validate::signal(number) {
-                    session.signal(signal);
-                }
-            }
-            Ask::Stdin(_) | Ask::StdinClosed(false) | Ask::Start(_) => {}
-        }
+        Ask::StdinClosed(false) | Ask::Start(_) => {}
     }
 }

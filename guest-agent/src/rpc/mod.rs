@@ -1,12 +1,15 @@
 //! The service: one verb a file, and here the table of them.
 
+mod attach;
 mod create_container;
 mod delete_container;
 mod events;
 mod exec;
 mod hello;
+mod incoming;
 mod list_containers;
 mod online_cpus;
+mod port_forward;
 mod read_output;
 mod setup_sandbox;
 mod shutdown;
@@ -27,12 +30,13 @@ use crate::agent::Agent;
 use crate::error::{AgentError, Result};
 use crate::proto::agent_server::{Agent as Rpc, AgentServer};
 use crate::proto::{
-    ContainerState, CreateContainerRequest, CreateContainerResponse, DeleteContainerRequest,
-    DeleteContainerResponse, EventsRequest, ExecRequest, ExecResponse, HelloRequest, HelloResponse,
-    ListContainersRequest, ListContainersResponse, OnlineCpusRequest, OnlineCpusResponse, OutputRecord,
-    ReadOutputRequest, SetupSandboxRequest, SetupSandboxResponse, ShutdownRequest, ShutdownResponse,
-    SignalContainerRequest, SignalContainerResponse, StartContainerRequest, StartContainerResponse,
-    StatsRequest, StatsResponse, UpdateContainerRequest, UpdateContainerResponse,
+    AttachRequest, AttachResponse, ContainerState, CreateContainerRequest, CreateContainerResponse,
+    DeleteContainerRequest, DeleteContainerResponse, EventsRequest, ExecRequest, ExecResponse, HelloRequest,
+    HelloResponse, ListContainersRequest, ListContainersResponse, OnlineCpusRequest, OnlineCpusResponse,
+    OutputRecord, PortForwardRequest, PortForwardResponse, ReadOutputRequest, SetupSandboxRequest,
+    SetupSandboxResponse, ShutdownRequest, ShutdownResponse, SignalContainerRequest, SignalContainerResponse,
+    StartContainerRequest, StartContainerResponse, StatsRequest, StatsResponse, UpdateContainerRequest,
+    UpdateContainerResponse,
 };
 
 /// An OCI spec with everything in it is far smaller.
@@ -67,6 +71,8 @@ impl Rpc for Service {
     type EventsStream = Answers<ContainerState>;
     type ReadOutputStream = Answers<OutputRecord>;
     type ExecStream = Answers<ExecResponse>;
+    type AttachStream = Answers<AttachResponse>;
+    type PortForwardStream = Answers<PortForwardResponse>;
 
     async fn hello(&self, request: Request<HelloRequest>) -> Answer<HelloResponse> {
         Ok(Response::new(hello::call(&self.0, request.get_ref())))
@@ -121,6 +127,17 @@ impl Rpc for Service {
 
     async fn exec(&self, request: Request<Streaming<ExecRequest>>) -> Answer<Self::ExecStream> {
         Ok(Response::new(exec::call(&self.0, request.into_inner()).await?))
+    }
+
+    async fn attach(&self, request: Request<Streaming<AttachRequest>>) -> Answer<Self::AttachStream> {
+        Ok(Response::new(attach::call(&self.0, request.into_inner()).await?))
+    }
+
+    async fn port_forward(
+        &self,
+        request: Request<Streaming<PortForwardRequest>>,
+    ) -> Answer<Self::PortForwardStream> {
+        Ok(Response::new(port_forward::call(request.into_inner()).await?))
     }
 
     async fn stats(&self, request: Request<StatsRequest>) -> Answer<StatsResponse> {
