@@ -36,6 +36,7 @@ def problems(settings: Settings) -> Iterator[InvalidArgument]:
     yield from _guest(settings)
     yield from _images(settings)
     yield from _network(settings)
+    yield from _streaming(settings)
 
 
 def _paths(settings: Settings) -> Iterator[InvalidArgument]:
@@ -50,6 +51,8 @@ def _paths(settings: Settings) -> Iterator[InvalidArgument]:
         "guest.directory": settings.guest.directory,
         "images.policy": settings.images.policy,
         "images.registries_conf": settings.images.registries_conf,
+        "streaming.tls_cert": settings.streaming.tls_cert,
+        "streaming.tls_key": settings.streaming.tls_key,
     }
     for key, value in {**required, **{k: v for k, v in optional.items() if v}}.items():
         if not os.path.isabs(value):
@@ -144,6 +147,17 @@ def _subnet(text: str) -> Iterator[InvalidArgument]:
         )
     elif subnet.is_multicast or subnet.is_loopback:
         yield _field(key, text, "cannot be a pod network", remedy="such as 10.88.0.0/16")
+
+
+def _streaming(settings: Settings) -> Iterator[InvalidArgument]:
+    streaming = settings.streaming
+    try:
+        ipaddress.ip_address(streaming.address)
+    except ValueError:
+        yield _field("streaming.address", streaming.address, "is not an IP address", remedy="such as 127.0.0.1")
+    if bool(streaming.tls_cert) != bool(streaming.tls_key):
+        missing = "tls_key" if streaming.tls_cert else "tls_cert"
+        yield _field(f"streaming.{missing}", "", "is missing", remedy="TLS needs both a certificate and its key")
 
 
 def _finite(key: str, seconds: float) -> Iterator[InvalidArgument]:

@@ -90,6 +90,21 @@ class VolumeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     virtiofsd: str = ""
 
 
+class StreamingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The [streaming] table: the server behind the URLs that Exec, Attach and PortForward answer.
+
+    Attributes:
+        address: IP address to listen on; kubelet, which connects, is on the same host.
+        port: 0 takes any free one.
+        tls_cert, tls_key: PEM files; empty: no TLS.
+    """
+
+    address: str = "127.0.0.1"
+    port: Annotated[int, Meta(ge=0, le=65535)] = 0
+    tls_cert: str = ""
+    tls_key: str = ""
+
+
 class LogSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The [log] table: the daemon's own messages on stderr."""
 
@@ -120,6 +135,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     images: ImageSettings = ImageSettings()
     network: NetworkSettings = NetworkSettings()
     volumes: VolumeSettings = VolumeSettings()
+    streaming: StreamingSettings = StreamingSettings()
     log: LogSettings = LogSettings()
 
     @property

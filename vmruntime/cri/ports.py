@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Protocol
 
 from vmruntime.model.image import Image, RegistryAuth
+from vmruntime.model.streams import AttachSpec, ExecSpec, PortForwardSpec
 
 
 class FsUsage(Protocol):
@@ -41,6 +42,22 @@ class Images(Protocol):
 
     def fs_usage(self) -> FsUsage:
         """Return what the images take on disk, from memory."""
+
+
+class Streams(Protocol):
+    """Where exec, attach and port-forward are served. Each URL works once and soon.
+
+    Every method raises ResourceExhausted when too many URLs are waiting to be used.
+    """
+
+    def exec_url(self, spec: ExecSpec) -> str:
+        """Return the absolute URL on which a command will run."""
+
+    def attach_url(self, spec: AttachSpec) -> str:
+        """Return the absolute URL of a container's streams."""
+
+    def port_forward_url(self, spec: PortForwardSpec) -> str:
+        """Return the absolute URL of a sandbox's ports."""
 
 
 class Conditions(Protocol):

@@ -9,14 +9,15 @@ from vmruntime.clock import Clock
 from vmruntime.cri.container_calls import ContainerCalls
 from vmruntime.cri.node_calls import NodeCalls
 from vmruntime.cri.not_built import NotBuilt
-from vmruntime.cri.ports import Conditions
+from vmruntime.cri.ports import Conditions, Streams
 from vmruntime.cri.sandbox_calls import SandboxCalls
+from vmruntime.cri.streaming_calls import StreamingCalls
 from vmruntime.cri.usage_calls import UsageCalls
 from vmruntime.model.sandbox import SandboxKind
 from vmruntime.pods.interface import Pods
 
 
-class RuntimeService(SandboxCalls, ContainerCalls, UsageCalls, NodeCalls, NotBuilt):
+class RuntimeService(SandboxCalls, ContainerCalls, StreamingCalls, UsageCalls, NodeCalls, NotBuilt):
     """Every method of runtime.v1.RuntimeService, grouped by what it is about."""
 
     def __init__(
@@ -24,6 +25,7 @@ class RuntimeService(SandboxCalls, ContainerCalls, UsageCalls, NodeCalls, NotBui
         pods: Pods,
         conditions: Conditions,
         clock: Clock,
+        streams: Streams,
         *,
         default_kind: SandboxKind,
         supported: frozenset[SandboxKind],
@@ -36,6 +38,7 @@ class RuntimeService(SandboxCalls, ContainerCalls, UsageCalls, NodeCalls, NotBui
             pods: The use cases.
             conditions: Whether the runtime and its network are ready.
             clock: Dates the answers of PodSandboxStatus.
+            streams: Gives out the URLs of Exec, Attach and PortForward.
             default_kind: What boots for a pod that does not say (Settings.default_kind).
             supported: Kinds of pods that can run; without HOST, the host's namespaces are refused.
             cgroup_driver: Told to kubelet (Settings.cgroup_driver).
@@ -44,6 +47,7 @@ class RuntimeService(SandboxCalls, ContainerCalls, UsageCalls, NodeCalls, NotBui
         self._pods = pods
         self._conditions = conditions
         self._clock = clock
+        self._streams = streams
         self._default_kind = default_kind
         self._supported = supported
         self._cgroup_driver = cgroup_driver

@@ -17,7 +17,7 @@ from vmruntime.clock import Clock, SystemClock
 from vmruntime.config.settings import Settings
 from vmruntime.cri.image_service import ImageService
 from vmruntime.cri.interceptors import CallInterceptor
-from vmruntime.cri.ports import Conditions, Images
+from vmruntime.cri.ports import Conditions, Images, Streams
 from vmruntime.cri.runtime_service import RuntimeService
 from vmruntime.errors import AlreadyExists, FailedPrecondition, InvalidArgument, Unavailable
 from vmruntime.generated import cri_pb2_grpc
@@ -47,6 +47,7 @@ class CriServer:
         pods: Pods,
         images: Images,
         conditions: Conditions,
+        streams: Streams,
         settings: Settings,
         kinds: frozenset[SandboxKind],
         socket: Path,
@@ -58,6 +59,7 @@ class CriServer:
             pods: The use cases on pods.
             images: The image service.
             conditions: Whether the runtime and its network are ready.
+            streams: Gives out the URLs of exec, attach and port-forward.
             settings: Default kind, cgroup driver and root directory are used.
             kinds: The kinds of pods that can run here.
             socket: Path of the CRI socket.
@@ -69,6 +71,7 @@ class CriServer:
             pods,
             conditions,
             clock,
+            streams,
             default_kind=SandboxKind(settings.default_kind),
             supported=kinds,
             cgroup_driver=settings.cgroup_driver,

@@ -43,6 +43,7 @@ from vmruntime.sandboxes.ledger import OwnedResources
 from vmruntime.sandboxes.vm_volumes import release_share
 from vmruntime.store.database import Database
 from vmruntime.store.records import Facts, Ledger, PodRecords
+from vmruntime.streaming.server import StreamingServer
 
 log = structlog.get_logger(__name__)
 
@@ -104,10 +105,15 @@ async def _start(settings: Settings, paths: Paths, stack: contextlib.AsyncExitSt
     )
     stack.push_async_callback(_let_go, context)
     await recover(context)
+    pods = PodService(context)
+    streaming = StreamingServer(pods, settings.streaming, clock)
+    await streaming.start()
+    stack.push_async_callback(streaming.stop)
     server = CriServer(
-        pods=PodService(context),
+        pods=pods,
         images=DaemonImages(images),
         conditions=DaemonConditions(settings, network, hypervisor),
+        streams=streaming,
         settings=settings,
         kinds=frozenset(context.backends),
         socket=_socket(settings, paths),

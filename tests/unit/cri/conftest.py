@@ -9,7 +9,7 @@ from typing import Any
 import grpc
 import pytest
 
-from tests.unit.cri.fakes import FakeClock, FakeConditions, FakeImages, FakePods
+from tests.unit.cri.fakes import FakeClock, FakeConditions, FakeImages, FakePods, FakeStreams
 from vmruntime.config.settings import Settings
 from vmruntime.cri.server import CriServer
 from vmruntime.generated import cri_pb2 as cri
@@ -26,6 +26,7 @@ class Rig:
     pods: FakePods
     images: FakeImages
     conditions: FakeConditions
+    streams: FakeStreams
     runtime: Any
     image: Any
 
@@ -70,6 +71,7 @@ def make_server(socket: Path, clock: FakeClock | None = None, **parts: Any) -> C
             "pods": FakePods(clock),
             "images": FakeImages(),
             "conditions": FakeConditions(),
+            "streams": FakeStreams(),
             "settings": Settings(),
             "kinds": frozenset({SandboxKind.CONTAINER}),
             "socket": socket,
@@ -82,8 +84,8 @@ def make_server(socket: Path, clock: FakeClock | None = None, **parts: Any) -> C
 @pytest.fixture
 async def rig(socket_dir: Path) -> AsyncIterator[Rig]:
     clock, socket = FakeClock(), socket_dir / "cri.sock"
-    pods, images, conditions = FakePods(clock), FakeImages(), FakeConditions()
-    server = make_server(socket, clock, pods=pods, images=images, conditions=conditions)
+    pods, images, conditions, streams = FakePods(clock), FakeImages(), FakeConditions(), FakeStreams()
+    server = make_server(socket, clock, pods=pods, images=images, conditions=conditions, streams=streams)
     await server.start()
     options = [("grpc.max_receive_message_length", 16 * 1024 * 1024)]
     async with grpc.aio.insecure_channel(f"unix:{socket}", options=options) as channel:
@@ -93,6 +95,7 @@ async def rig(socket_dir: Path) -> AsyncIterator[Rig]:
             pods=pods,
             images=images,
             conditions=conditions,
+            streams=streams,
             runtime=cri_pb2_grpc.RuntimeServiceStub(channel),
             image=cri_pb2_grpc.ImageServiceStub(channel),
         )

@@ -14,6 +14,7 @@ from vmruntime.model.image import Image, ImageConfig, Layer, RegistryAuth
 from vmruntime.model.resources import LinuxResources
 from vmruntime.model.sandbox import NetworkInterface, PodNetwork, Sandbox, SandboxSpec, SandboxState
 from vmruntime.model.stats import ContainerUsage, GuestUsage, HostUsage, InterfaceUsage, SandboxUsage
+from vmruntime.model.streams import AttachSpec, ExecSpec, PortForwardSpec
 from vmruntime.pods.interface import ExecResult, PodEvent
 
 IMAGE_ID = "sha256:" + "ab" * 32
@@ -237,6 +238,26 @@ class FakeImages:
 
     def fs_usage(self) -> FakeFsUsage:
         return FakeFsUsage()
+
+
+class FakeStreams:
+    """Gives out URLs and keeps what they are for."""
+
+    def __init__(self) -> None:
+        self.asked: list[ExecSpec | AttachSpec | PortForwardSpec] = []
+
+    def exec_url(self, spec: ExecSpec) -> str:
+        return self._url(spec)
+
+    def attach_url(self, spec: AttachSpec) -> str:
+        return self._url(spec)
+
+    def port_forward_url(self, spec: PortForwardSpec) -> str:
+        return self._url(spec)
+
+    def _url(self, spec: ExecSpec | AttachSpec | PortForwardSpec) -> str:
+        self.asked.append(spec)
+        return f"http://127.0.0.1:1/{len(self.asked)}"
 
 
 class FakeConditions:

@@ -323,9 +323,6 @@ async def test_a_client_that_leaves_ends_its_event_stream(rig: Rig) -> None:
 
 
 NOT_BUILT = [
-    "Exec",
-    "Attach",
-    "PortForward",
     "CheckpointContainer",
     "CheckpointPod",
     "RestorePod",

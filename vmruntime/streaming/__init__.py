@@ -1,0 +1,1 @@
+"""The HTTP server behind the URLs of exec, attach and port-forward."""

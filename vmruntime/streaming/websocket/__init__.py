@@ -1,0 +1,1 @@
+"""WebSocket channels as Kubernetes streams use them, without I/O."""
