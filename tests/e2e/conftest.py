@@ -52,6 +52,13 @@ def busybox(base: Path) -> str:
         "kill",
         "true",
         "ps",
+        "httpd",
+        "mkdir",
+        "nohup",
+        "seq",
+        "sha256sum",
+        "stty",
+        "tar",
         "wc",
     ):
         (root / "bin" / applet).symlink_to("busybox")

@@ -51,7 +51,7 @@ DOCUMENTATION = Path(__file__).parents[3] / "docs" / "configuration.md"
         ('[network]\ndefault_subnet = "10.0.0.0/29"', "network.default_subnet: '10.0.0.0/29' has room for 5 pods",
          "use at least a /28"),
         ('[streaming]\naddress = "localhost"', "streaming.address: 'localhost' is not an IP address", "such as 127.0.0.1"),
-        ('[streaming]\ntls_cert = "/c"', "streaming.tls_key: '' is missing", "both a certificate and its key"),
+        ('[streaming]\ntls_cert = "/c"', "streaming.tls_key: '' is missing", "TLS needs both a certificate and its key"),
         ('[streaming]\ntls_key = "k"', "streaming.tls_key: 'k' is not an absolute path", "begin it with /"),
         ('[network]\ndefault_subnet = "224.0.0.0/16"', "network.default_subnet: '224.0.0.0/16' cannot be a pod network",
          "such as 10.88.0.0/16"),
