@@ -16,9 +16,9 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.test_pod import create, run_pod, sh, start, status, wait_exit
 from tests.support import golang
 from tests.support.daemon import Daemon
+from tests.support.pods import create, run_pod, sh, start, status, wait_exit
 from vmruntime.generated import cri_pb2 as cri
 
 pytestmark = pytest.mark.vm
@@ -29,20 +29,20 @@ TRANSPORTS = ["spdy", "websocket"]
 
 
 @pytest.fixture(scope="session")
-def client(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Kubernetes' client, built here."""
+def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Kubernetes' client and an echo server, built here."""
     go, why_not = golang.find_go(golang.needed_by(SOURCE / "go.mod"))
     if not go:
         pytest.skip(f"Kubernetes' streaming client is not tried: {why_not}")
-    target = tmp_path_factory.mktemp("go") / "remotecommand"
-    golang.build(go, SOURCE, target)
-    return target
+    directory = tmp_path_factory.mktemp("go")
+    golang.build(go, SOURCE, directory / "remotecommand")
+    golang.build(go, SOURCE, directory / "echo", "./echo")
+    return directory
 
 
 @pytest.fixture
-def image(daemon: Daemon, busybox: str) -> str:
-    answer = daemon.images.PullImage(cri.PullImageRequest(image=cri.ImageSpec(image=busybox)))
-    return str(answer.image_ref)
+def client(programs: Path) -> Path:
+    return programs / "remotecommand"
 
 
 class Kubectl:
@@ -51,6 +51,7 @@ class Kubectl:
     def __init__(self, program: Path, daemon: Daemon, transport: str) -> None:
         self._command = [str(program), "-transport", transport]
         self._runtime = daemon.runtime
+        self.transport = transport
 
     def exec(
         self, container: str, script: str, *flags: str, stdin: bytes | None = None, tty: bool = False
@@ -69,7 +70,7 @@ class Kubectl:
         return subprocess.run(command, input=stdin or b"", capture_output=True, timeout=120, check=False)
 
     def popen(self, verb: str, url: str, *flags: str) -> subprocess.Popen[bytes]:
-        command = [*self._command, verb, *flags, url]
+        command = [*self._command, verb, *flags, url] if verb != "forward" else [*self._command, verb, url, *flags]
         return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
     def attach(self, container: str, *, tty: bool = False, stdin: bool = True) -> subprocess.Popen[bytes]:
@@ -78,21 +79,16 @@ class Kubectl:
         return self.popen("attach", self._runtime.Attach(request).url, *flags)
 
     @contextlib.contextmanager
-    def forward(self, pod: str, *ports: int) -> Iterator[list[int]]:
+    def forward(self, pod: str, *ports: int) -> Iterator[tuple[subprocess.Popen[bytes], list[int]]]:
+        """Forward ports of this machine to ports of a pod; yield the client and the ports here."""
         url = self._runtime.PortForward(cri.PortForwardRequest(pod_sandbox_id=pod)).url
-        command = [*self._command, "forward", url, *(f":{port}" for port in ports)]
-        process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
-        assert process.stdout is not None
-        try:
-            assert process.stdout.readline() == "ready\n", process.communicate(timeout=5)[1]
-            yield [int(process.stdout.readline()) for _ in ports]
-            _, errors = process.communicate(timeout=30)
-            assert process.returncode == 0, errors
-        finally:
-            process.kill()
-            process.wait()
+        with self.popen("forward", url, *(f":{port}" for port in ports)) as process:
+            try:
+                assert process.stdout is not None
+                assert process.stdout.readline() == b"ready\n", process.communicate(timeout=5)[1]
+                yield process, [int(process.stdout.readline()) for _ in ports]
+            finally:
+                process.kill()
 
 
 @pytest.fixture(params=TRANSPORTS)
@@ -178,10 +174,11 @@ def test_a_client_that_goes_away_kills_its_command(daemon: Daemon, image: str, k
 
 def test_attach_beside_the_log(daemon: Daemon, image: str, kubectl: Kubectl) -> None:
     """stdin reaches the container, its end ends the container (stdin_once); the log has every line all the same."""
-    pod = run_pod(daemon, "attach")
+    name = f"attach-{kubectl.transport}"
+    pod = run_pod(daemon, name)
     script = "echo before; while read line; do echo out-$line; echo err-$line >&2; done; echo end; exit 5"
     container = start(daemon, pod, image, "main", script, stdin=True, stdin_once=True)
-    wait_until(lambda: log_text(daemon, "attach", "main") == ["before"])
+    wait_until(lambda: log_text(daemon, name, "main") == ["before"])
     process = kubectl.attach(container)
     assert process.stdin is not None
     process.stdin.write(b"one\n")
@@ -191,7 +188,7 @@ def test_attach_beside_the_log(daemon: Daemon, image: str, kubectl: Kubectl) -> 
     assert (out, err, process.returncode) == (b"out-two\nend\n", b"err-one\nerr-two\n", 0)
     assert wait_exit(daemon, container).exit_code == 5
     lines = ["before", "end", "err-one", "err-two", "out-one", "out-two"]
-    wait_until(lambda: sorted(log_text(daemon, "attach", "main")) == lines)
+    wait_until(lambda: sorted(log_text(daemon, name, "main")) == lines)
 
 
 def test_attach_again_and_to_a_terminal(daemon: Daemon, image: str, kubectl: Kubectl) -> None:
@@ -219,17 +216,22 @@ def test_attach_again_and_to_a_terminal(daemon: Daemon, image: str, kubectl: Kub
 
 
 def test_a_viewer_that_does_not_read_does_not_stop_the_log(daemon: Daemon, image: str, client: Path) -> None:
-    pod = run_pod(daemon, "stuck")
-    container = create(daemon, pod, image, "main", "seq 1 400000; exit 4")
+    """It is waited for, so that one who reads slowly gets everything, but not for long: the log goes on, complete."""
+    lines, pod = 3000, run_pod(daemon, "stuck")
+    script = f"x=$(printf %08000d 0); i=0; while [ $i -lt {lines} ]; do echo $i-$x; i=$((i+1)); done; exit 4"
+    container = create(daemon, pod, image, "main", script)
     process = Kubectl(client, daemon, "spdy").attach(container, stdin=False)
     time.sleep(1)
     daemon.runtime.StartContainer(cri.StartContainerRequest(container_id=container))
     wait_until(lambda: status(daemon, container).state == cri.CONTAINER_EXITED, 120)
     assert status(daemon, container).exit_code == 4
-    wait_until(lambda: log_text(daemon, "stuck", "main")[-1:] == ["400000"])
-    assert log_text(daemon, "stuck", "main") == [str(n) for n in range(1, 400001)]
-    process.kill()
-    process.communicate()
+    wait_until(lambda: len(log_text(daemon, "stuck", "main")) == lines)
+    assert [line.split("-")[0] for line in log_text(daemon, "stuck", "main")] == [str(n) for n in range(lines)]
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == CLIENT_FAILED
+    assert b"did not take the output" in err
+    assert out.startswith(b"0-0000")
+    assert len(out) < lines * 8000
 
 
 def talk(port: int, data: bytes) -> bytes:
@@ -244,22 +246,31 @@ def talk(port: int, data: bytes) -> bytes:
     return bytes(found)
 
 
-def test_port_forward(daemon: Daemon, image: str, kubectl: Kubectl) -> None:
+def test_port_forward(daemon: Daemon, image: str, kubectl: Kubectl, programs: Path) -> None:
     """To what listens on loopback only, many connections at once, both ways, with half-close."""
     pod = run_pod(daemon, "ports")
-    script = "mkdir /www; echo page >/www/index.html; httpd -p 127.0.0.1:8080 -h /www; exec nc -ll -p 7000 -e /bin/cat"
-    container = start(daemon, pod, image, "main", script)
-    wait_until(lambda: sh(daemon, container, "nc 127.0.0.1 7000 </dev/null").exit_code == 0)
-    with kubectl.forward(pod, 8080, 7000) as (web, echo):
+    container = start(daemon, pod, image, "main", "mkdir /tmp/www; echo page >/tmp/www/index.html; sleep 1000")
+    echo = (programs / "echo").read_bytes()
+    assert kubectl.exec(container, "cat >/tmp/echo && chmod +x /tmp/echo", stdin=echo).returncode == 0
+    servers = "httpd -p 127.0.0.1:8080 -h /tmp/www; /tmp/echo 127.0.0.1:7000 [::1]:7001 >/dev/null 2>&1 &"
+    assert kubectl.exec(container, servers).returncode == 0
+    wait_until(lambda: sh(daemon, container, "nc ::1 7001 </dev/null").exit_code == 0)
+    with kubectl.forward(pod, 8080, 7000, 7001) as (process, (web, four, six)):
         assert talk(web, b"GET / HTTP/1.0\r\n\r\n").endswith(b"page\n")
-        payloads = [os.urandom(100_000 + n) for n in range(16)]
-        with concurrent.futures.ThreadPoolExecutor(16) as pool:
-            assert list(pool.map(lambda data: talk(echo, data), payloads)) == payloads
+        payloads = [os.urandom(100_000 + n) for n in range(32)]
+        with concurrent.futures.ThreadPoolExecutor(32) as pool:
+            assert list(pool.map(lambda data: talk(four, data), payloads)) == payloads
         big = os.urandom(4_000_000)
-        assert talk(echo, big) == big
+        assert talk(six, big) == big
+        _, errors = process.communicate(timeout=30)
+        assert (process.returncode, errors.count(b"error")) == (0, 0)
 
 
 def test_a_refused_port_is_told(daemon: Daemon, image: str, kubectl: Kubectl) -> None:
     pod = run_pod(daemon, "refused")
-    with pytest.raises(AssertionError, match="connection refused"), kubectl.forward(pod, 9) as (port,):
+    with kubectl.forward(pod, 9) as (process, (port,)):
         assert talk(port, b"x") == b""
+        # Kubernetes' client ends the session over it, by itself.
+        assert process.wait(30) == CLIENT_FAILED
+        assert process.stderr is not None
+        assert b"connection refused" in process.stderr.read()

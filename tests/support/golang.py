@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -33,8 +34,9 @@ def needed_by(module: Path) -> tuple[int, int]:
     return int(version[1]), int(version[2])
 
 
-def build(program: str, source: Path, target: Path) -> None:
-    """Build a program; its modules come from the Go module proxy, checked against go.sum."""
-    command = [program, "build", "-mod=readonly", "-o", str(target), "."]
-    done = subprocess.run(command, cwd=source, capture_output=True, text=True, check=False)
+def build(program: str, source: Path, target: Path, package: str = ".") -> None:
+    """Build a static program; its modules come from the Go module proxy, checked against go.sum."""
+    command = [program, "build", "-mod=readonly", "-trimpath", "-ldflags=-s -w", "-o", str(target), package]
+    environment = {**os.environ, "CGO_ENABLED": "0"}
+    done = subprocess.run(command, cwd=source, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]

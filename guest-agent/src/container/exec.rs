@@ -9,8 +9,8 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::timeout;
 use tonic::Status;
 
-use super::Container;
 use super::runtime::{Launch, RuntimeError, Stdio};
+use super::{Container, descendants};
 use crate::agent::Agent;
 use crate::error::{AgentError, Context, Result};
 use crate::io::file::{AsyncFile, pipe};
@@ -143,10 +143,9 @@ fn process(container: &Value, start: &ExecStart) -> Value {
 }
 
 impl Session {
-    /// Kills the process and its process group. What has left that group is the container's.
+    /// Kills the process with everything it has started; it is no leader of a process group.
     pub fn kill(&self) {
-        self.signal(libc::SIGKILL);
-        let _ = sys::kill(-self.pid, libc::SIGKILL);
+        descendants::kill(self.pid);
     }
 
     pub fn signal(&self, signal: i32) {

@@ -8,6 +8,7 @@
 pub mod cgroup;
 pub mod create;
 pub mod crun;
+pub mod descendants;
 pub mod devices;
 pub mod exec;
 pub mod passwd;
