@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.vm.conftest import GUEST, Host, sandbox
+from tests.support.hosts import GUEST, Host, sandbox
 from vmruntime.agent.errors import AgentError
 from vmruntime.agent.interface import GuestContainer, GuestContainerState, GuestPhase, GuestSetup, PidMode
 from vmruntime.errors import FailedPrecondition
@@ -172,7 +172,7 @@ async def test_a_guest_that_does_not_boot_shows_its_console(host: Host, base: Pa
     broken.mkdir()
     (broken / "vmlinuz").write_bytes((GUEST / "vmlinuz").read_bytes())
     (broken / "initramfs.img").write_bytes(b"garbage")
-    other = Host(base, host.owned.ledger._database, broken, boot_timeout=30)
+    other = Host(base, host.database, host.hypervisor, guest=broken, boot_timeout=30)
     with pytest.raises(BootFailed, match=r"(?s)did not come up.*console said.*panic"):
         await other.backend.start(sandbox("ef" * 32))
 
@@ -180,7 +180,7 @@ async def test_a_guest_that_does_not_boot_shows_its_console(host: Host, base: Pa
 async def test_a_kernel_that_is_none_and_a_missing_guest(host: Host, base: Path) -> None:
     broken = base / "guest"
     broken.mkdir()
-    other = Host(base, host.owned.ledger._database, broken, boot_timeout=5)
+    other = Host(base, host.database, host.hypervisor, guest=broken, boot_timeout=5)
     with pytest.raises(FailedPrecondition, match="make guest"):
         await other.backend.start(sandbox("ef" * 32))
     (broken / "vmlinuz").write_bytes(b"not a kernel")

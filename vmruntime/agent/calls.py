@@ -10,10 +10,13 @@ from typing import Any, TypeVar
 import grpc
 
 from vmruntime.agent import checks
-from vmruntime.agent.errors import AgentError, AgentGone
+from vmruntime.agent.errors import AgentError, AgentGone, closed_is_gone
 from vmruntime.errors import Code
 
 T = TypeVar("T")
+
+WRITE_FAILED = "Internal error from Core"
+"""What grpc.aio says, in place of the true end, when a stream was at its end before something was written to it."""
 
 CHANNEL_OPTIONS = [
     # grpc would send the percent-coded socket path, which HTTP/2 servers other than its own refuse as malformed.
@@ -40,7 +43,8 @@ async def call(work: Awaitable[T]) -> T:
         AgentError: The agent refused; AgentGone when it cannot be reached.
     """
     try:
-        return await work
+        with closed_is_gone():
+            return await work
     except grpc.aio.AioRpcError as error:
         raise translate(error) from error
     except asyncio.InvalidStateError as error:  # grpc.aio: the stream has ended under a write
@@ -51,9 +55,14 @@ async def call(work: Awaitable[T]) -> T:
 
 async def messages(stream: Any) -> AsyncIterator[Any]:
     """Iterate over a stream's messages; raises as call() does."""
+    received = aiter(stream)
     try:
-        async for message in stream:
+        while True:
+            with closed_is_gone():
+                message = await anext(received)
             yield message
+    except StopAsyncIteration:
+        return
     except grpc.aio.AioRpcError as error:
         raise translate(error) from error
 
@@ -64,6 +73,8 @@ def translate(error: grpc.aio.AioRpcError) -> AgentError:
     details = checks.shown(error.details() or "")
     if status is grpc.StatusCode.UNAVAILABLE:
         return AgentGone(f"the guest agent does not answer: {details}")
+    if status is grpc.StatusCode.INTERNAL and details == WRITE_FAILED:
+        return AgentGone("the connection to the guest agent ended under a write")
     if status is grpc.StatusCode.CANCELLED:
         return AgentGone("the connection to the guest agent was closed")
     try:

@@ -9,7 +9,7 @@ from typing import Any
 
 from vmruntime.agent import checks
 from vmruntime.agent.calls import call, messages, open_channel
-from vmruntime.agent.errors import AgentError, AgentLied
+from vmruntime.agent.errors import AgentError, AgentGone, AgentLied
 from vmruntime.agent.interface import (
     AgentHello,
     ExecOutput,
@@ -40,6 +40,7 @@ class AgentClient:
 
     async def close(self) -> None:
         """Disconnect; calls under way end with AgentGone."""
+        self._stub = _ClosedStub()
         await self._channel.close(None)
 
     async def hello(self) -> AgentHello:
@@ -249,6 +250,13 @@ class AgentClient:
         """Ask the guest to stop its containers within `grace` seconds and power off."""
         request = agent_pb2.ShutdownRequest(grace_ms=round(grace * 1000))
         await call(self._stub.Shutdown(request, timeout=grace + 5.0))
+
+
+class _ClosedStub:
+    """Stands where the stub was: grpc.aio raises an error of its own for a call on a closed channel."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise AgentGone("the connection to the guest agent is closed")
 
 
 class _OutputStream:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+from collections.abc import Iterator
+
 from vmruntime.errors import Code, VmruntimeError
 
 
@@ -25,3 +29,15 @@ class AgentLied(AgentError):
 
     def __init__(self, message: str) -> None:
         super().__init__(f"the guest agent broke the protocol: {message}", Code.INTERNAL)
+
+
+@contextlib.contextmanager
+def closed_is_gone() -> Iterator[None]:
+    """Raise AgentGone where grpc.aio raises CancelledError because the channel was closed, not the task cancelled."""
+    try:
+        yield
+    except asyncio.CancelledError:
+        task = asyncio.current_task()
+        if task is None or task.cancelling() > 0:
+            raise
+        raise AgentGone("the connection to the guest agent was closed") from None

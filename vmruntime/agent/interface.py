@@ -139,7 +139,10 @@ class ExecOutput(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class OutputReader(Protocol):
-    """A container's output from one record on; iterate, then acknowledge what is safe."""
+    """A container's output from one record on; iterate, then acknowledge what is safe.
+
+    AgentGone while iterating is no end: the output can be read again after the last record that is safe.
+    """
 
     def __aiter__(self) -> AsyncIterator[OutputRecord]:
         """Iterate to the end of an exited container's output."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 
 import msgspec
@@ -105,8 +106,8 @@ def disk_device(node: str, serial: str) -> dict[str, object]:
 
 
 def node_name(serial: str) -> str:
-    """Return the block node of a disk; QEMU allows 31 characters."""
-    return f"d-{serial[:28]}"
+    """Return the block node of a disk; QEMU allows 31 characters, so a longer serial is told by its digest."""
+    return f"d-{serial if len(serial) <= 28 else hashlib.sha256(serial.encode()).hexdigest()[:28]}"
 
 
 def _memory(size: VmSize) -> str:
