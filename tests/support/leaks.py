@@ -143,7 +143,7 @@ def processes(footprint: Footprint, ids: set[str]) -> Iterator[str]:
         ours = any(marker in line for marker in markers) or f":{footprint.cgroup_parent}/" in groups
         if ours or (daemon is not None and parent == daemon):
             command = line.replace(b"\0", b" ").decode(errors="replace")[:200].strip()
-            yield f"{pid} ({'not reaped' if state == 'Z' else state}) {command}"
+            yield f"{pid} {'(not reaped) ' if state == 'Z' else ''}{command}"
 
 
 def links(footprint: Footprint) -> Iterator[str]:

@@ -47,6 +47,8 @@ async def call(work: Awaitable[T]) -> T:
             return await work
     except grpc.aio.AioRpcError as error:
         raise translate(error) from error
+    except asyncio.CancelledError:
+        raise _cancelled() from None
     except asyncio.InvalidStateError as error:  # grpc.aio: the stream has ended under a write
         raise AgentGone("the connection to the guest agent ended") from error
     except grpc.aio.UsageError as error:
@@ -65,6 +67,19 @@ async def messages(stream: Any) -> AsyncIterator[Any]:
         return
     except grpc.aio.AioRpcError as error:
         raise translate(error) from error
+    except asyncio.CancelledError:
+        raise _cancelled() from None
+
+
+def _cancelled() -> BaseException:
+    """Return what a cancelled call means: its task was cancelled, or the channel was closed under the call.
+
+    grpc.aio raises CancelledError for both; taken for the first, the second would leave a caller without any answer.
+    """
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        return asyncio.CancelledError()
+    return AgentGone("the connection to the guest agent was closed")
 
 
 def translate(error: grpc.aio.AioRpcError) -> AgentError:

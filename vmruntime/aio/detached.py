@@ -106,11 +106,12 @@ class DetachedProcess:
 
     @property
     def name(self) -> str:
-        """The program's name (proc(5), comm) for messages, or its pid when it has ended."""
+        """The program's name (proc(5), cmdline) for messages, or its pid when it has ended."""
         try:
-            return Path(f"/proc/{self.identity.pid}/comm").read_text().strip()
+            program = Path(f"/proc/{self.identity.pid}/cmdline").read_bytes().partition(b"\0")[0]
         except OSError:
-            return f"process {self.identity.pid}"
+            program = b""
+        return os.path.basename(os.fsdecode(program)) or f"process {self.identity.pid}"
 
     @property
     def alive(self) -> bool:

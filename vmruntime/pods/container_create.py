@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 
 import msgspec
 import structlog
 
-from vmruntime.agent.errors import AgentError
+from vmruntime.agent.errors import AgentError, AgentGone
 from vmruntime.agent.interface import GuestContainer, PidMode
 from vmruntime.errors import AlreadyExists, Code, FailedPrecondition, NotFound, Unimplemented, VmruntimeError
 from vmruntime.model.container import Container, ContainerSpec, ContainerState, ContainerUser
@@ -21,6 +22,7 @@ from vmruntime.pods.oci.signals import stop_signal
 from vmruntime.pods.oci.spec import build_oci_spec
 from vmruntime.pods.oci.user import resolve_user
 from vmruntime.pods.resize import grow
+from vmruntime.pods.vm_end import vm_end_told
 from vmruntime.sandboxes.interface import LayerDisk
 
 log = structlog.get_logger(__name__)
@@ -35,7 +37,8 @@ PID_MODES = {
 async def create_container(context: Context, sandbox_id: str, spec: ContainerSpec) -> str:
     """Prepare a container and return its id; see pods.interface.Pods.create_container."""
     name = f"{sandbox_id} {spec.metadata.name} {spec.metadata.attempt}"
-    async with context.locks.hold(f"container {name}"):
+    async with contextlib.AsyncExitStack() as stack:
+        await stack.enter_async_context(context.locks.hold(f"container {name}"))  # see run_sandbox
         for other in context.registry.containers_of(sandbox_id, hidden=True):
             if other.spec.metadata == spec.metadata:
                 return _hand_over(context, other, spec)
@@ -44,8 +47,14 @@ async def create_container(context: Context, sandbox_id: str, spec: ContainerSpe
             raise FailedPrecondition(f"the sandbox {sandbox_id} is {sandbox.state.value}: {sandbox.reason}")
         _refuse_unsupported(spec)
         container_id = context.new_id()
+        held = stack.pop_all()
+
+        async def create() -> None:
+            async with held:
+                await _create(context, sandbox, container_id, spec)
+
         context.handover.add(container_id)
-        await context.shared.run(lambda: _create(context, sandbox, container_id, spec), f"create {container_id[:13]}")
+        await context.shared.run(create, f"create {container_id[:13]}")
     context.handover.discard(container_id)
     return container_id
 
@@ -88,7 +97,8 @@ async def _create(context: Context, sandbox: Sandbox, container_id: str, spec: C
         # From here on the image's layers count as used: a removal of the image leaves them in place.
         await context.registry.add_container(container)
         try:
-            await _create_in_guest(context, live, container, image, mounted)
+            async with vm_end_told(live.running):
+                await _create_in_guest(context, live, container, image, mounted)
         except BaseException:
             context.handover.discard(container_id)
             await asyncio.shield(_undo(context, container))
@@ -110,8 +120,10 @@ async def _create_in_guest(
     pid, user, message = 0, None, ""
     try:
         pid, user = await live.running.agent.create(request)
-        live.pumps[container.id] = pump
+        if context.live.get(container.sandbox_id) is not live:
+            raise AgentGone("the sandbox ended meanwhile")
         live.scope.start(pump.run(), f"log of {container.id[:13]}")
+        live.pumps[container.id] = pump
     except AgentError as error:
         if not is_missing_command(error):
             raise

@@ -6,6 +6,7 @@ from vmruntime.errors import DeadlineExceeded, InvalidArgument
 from vmruntime.pods.context import Context
 from vmruntime.pods.interface import ExecResult
 from vmruntime.pods.streams import agent_of_running
+from vmruntime.pods.vm_end import vm_end_told
 
 OUTPUT_LIMIT = 16 * 1024 * 1024
 
@@ -22,7 +23,9 @@ async def exec_sync(context: Context, container_id: str, argv: list[str], timeou
     if not argv or not argv[0]:
         raise InvalidArgument.field("cmd", argv, "names no command")
     agent = agent_of_running(context, container_id)
-    output = await agent.exec_sync(container_id, argv, timeout, OUTPUT_LIMIT)
+    sandbox_id = context.registry.container(container_id).sandbox_id
+    async with vm_end_told(context.running(sandbox_id).running):
+        output = await agent.exec_sync(container_id, argv, timeout, OUTPUT_LIMIT)
     if output.end.timed_out:
         raise DeadlineExceeded(f"the command {argv[0]!r} was killed after {timeout:g} s, its time-out")
     stderr = output.stderr or (f"{output.end.error}\n".encode() if output.end.error else b"")

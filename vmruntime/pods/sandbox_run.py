@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import time
 
@@ -17,6 +18,7 @@ from vmruntime.pods.context import Context, Live
 from vmruntime.pods.leftovers import release_or_retry
 from vmruntime.pods.monitor import watch
 from vmruntime.pods.ports import Tap
+from vmruntime.pods.vm_end import vm_end_told
 from vmruntime.sandboxes.interface import RunningSandbox
 
 log = structlog.get_logger(__name__)
@@ -27,14 +29,22 @@ ENTROPY_BYTES = 64
 async def run_sandbox(context: Context, spec: SandboxSpec) -> str:
     """Start a sandbox and return its id; see pods.interface.Pods.run_sandbox."""
     key = spec.metadata.key
-    async with context.locks.hold(f"name {key}"):
+    async with contextlib.AsyncExitStack() as stack:
+        # A retry waits here until the first call is over, and may give up waiting.
+        await stack.enter_async_context(context.locks.hold(f"name {key}"))
         for other in context.registry.sandboxes(hidden=True):
             if other.spec.metadata.key == key:
                 return _hand_over(context, other, spec)
         sandbox_id = context.new_id()
+        held = stack.pop_all()
+
+        async def create() -> None:
+            async with held:
+                await _create(context, sandbox_id, spec)
+
         # The creation goes on if this caller goes away (kubelet's time-out); its retry is handed the result.
         context.handover.add(sandbox_id)
-        await context.shared.run(lambda: _create(context, sandbox_id, spec), f"run {sandbox_id[:13]}")
+        await context.shared.run(create, f"run {sandbox_id[:13]}")
     context.handover.discard(sandbox_id)
     return sandbox_id
 
@@ -69,13 +79,14 @@ async def _start(context: Context, sandbox: Sandbox, began: float) -> None:
     live = Live(running, TaskScope(f"sandbox {sandbox.id[:13]}"))
     context.live[sandbox.id] = live
     before_setup = time.monotonic()
-    try:
-        for nic, tap in zip(network.interfaces, taps, strict=True):
-            await running.attach_nic(nic, tap.fd)
-    finally:
-        for tap in taps:
-            tap.close()
-    await running.agent.setup(guest_setup(context, sandbox, network, running))
+    async with vm_end_told(running):
+        try:
+            for nic, tap in zip(network.interfaces, taps, strict=True):
+                await running.attach_nic(nic, tap.fd)
+        finally:
+            for tap in taps:
+                tap.close()
+        await running.agent.setup(guest_setup(context, sandbox, network, running))
     now = time.monotonic()
     phases = running.phases | {"setup": (now - before_setup) * 1000, "total": (now - began) * 1000}
     await context.registry.change_sandbox(

@@ -37,6 +37,7 @@ log = structlog.get_logger(__name__)
 DIAL_INTERVAL = 0.01
 READY_LINE = "vmruntime-agent: ready"
 ADOPT_TIMEOUT = 10.0
+LAST_WORDS = 2.0
 HELPER_ROLES = ("vsock", SHARE_ROLE)
 
 
@@ -276,7 +277,7 @@ class ContainerVmBackend:
             await relay.close()
             await vm.close()
             if isinstance(error, AgentGone):
-                raise BootFailed(f"the guest's agent listens but does not answer: {error.message}") from error
+                raise BootFailed(f"the guest did not come up: {await _why(vm, error)}{_console(vm)}") from error
             raise
         phases["guest"] = (time.monotonic() - began) * 1000
         volumes = self._volumes(vm, sandbox)
@@ -356,6 +357,15 @@ async def _dial_until_answer(dialer: Dialer) -> None:
         else:
             connection.close()
             return
+
+
+async def _why(vm: VirtualMachine, error: AgentGone) -> str:
+    """Return why a guest's agent was heard of and does not answer: mostly its VM has just ended."""
+    try:
+        async with asyncio.timeout(LAST_WORDS):
+            return await vm.wait()
+    except TimeoutError:
+        return f"its agent listens but does not answer: {error.message}"
 
 
 def _console(vm: VirtualMachine) -> str:
