@@ -11,6 +11,7 @@ import json
 import os
 import random
 import signal
+import socket
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
@@ -23,6 +24,7 @@ import pytest
 from tests.support import leaks
 from tests.support.daemon import Daemon, container_config, running_daemon, sandbox_config
 from tests.support.pods import create, run_pod, sh, start, status
+from tests.support.registry import registries_conf
 from vmruntime.generated import cri_pb2 as cri
 
 pytestmark = pytest.mark.vm
@@ -220,6 +222,29 @@ def test_a_daemon_killed_while_pods_are_removed(node: Daemon, image: str) -> Non
         node.runtime.RemovePodSandbox(cri.RemovePodSandboxRequest(pod_sandbox_id=pod))
         assert node.pods() == frozenset()
         assert leaks.settle(node.footprint, set()) == [], moment
+
+
+def test_a_daemon_killed_while_it_pulls(base: Path) -> None:
+    """A registry that says nothing: the program that waits for it goes with the daemon."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        conf = registries_conf(base / "silent.conf", {"silent.example": address})
+        with running_daemon(base / "p", f'[images]\nregistries_conf = "{conf}"') as daemon:
+            spec = cri.ImageSpec(image="silent.example/app:1")
+            call = daemon.images.PullImage.future(cri.PullImageRequest(image=spec))
+            pulling = lambda: any("skopeo" in one for one in leaks.processes(daemon.footprint, set()))  # noqa: E731
+            assert until(pulling)
+            daemon.stop(signal.SIGKILL)
+            assert until(lambda: not pulling(), 2.0)
+            daemon.start()
+            call.cancel()
+
+
+def until(true: Callable[[], bool], seconds: float = SOON) -> bool:
+    deadline = time.monotonic() + seconds
+    while not true() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return true()
 
 
 def test_callers_that_go_away_leave_their_pod_to_the_retry(node: Daemon) -> None:

@@ -335,6 +335,24 @@ def test_a_network_that_cannot_be_released(chain: tuple[Daemon, Path]) -> None:
     daemon.runtime.RemovePodSandbox(cri.RemovePodSandboxRequest(pod_sandbox_id=pod))
 
 
+def test_a_plugin_outlives_its_daemon(chain: tuple[Daemon, Path]) -> None:
+    """It goes on by itself when the daemon is killed; the next daemon waits for its end before it undoes its work."""
+    daemon, directory = chain
+    # Adds its rules, without a look at the namespace, long after the daemon that asked for them is gone.
+    slow = "if [ $CNI_COMMAND = ADD ]; then sleep 2.5; fi\nexec /usr/lib/cni/portmap"
+    plugin(directory, "portmap", slow)
+    ports = [cri.PortMapping(container_port=80, host_port=18043)]
+    config = sandbox_config("slow", daemon.base, port_mappings=ports)
+    call = daemon.runtime.RunPodSandbox.future(cri.RunPodSandboxRequest(config=config))
+    time.sleep(1.0)
+    daemon.stop(signal.SIGKILL)
+    daemon.start()
+    call.cancel()
+    assert daemon.pods() == frozenset()
+    time.sleep(3.0)
+    assert leaks.settle(daemon.footprint, set()) == []
+
+
 @pytest.mark.parametrize("restarted", [False, True])
 def test_a_failed_pod_whose_network_cannot_be_released_either(chain: tuple[Daemon, Path], restarted: bool) -> None:
     """Nobody knows the id of a pod that did not start, so the daemon itself goes on trying."""

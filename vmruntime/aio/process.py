@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import dataclasses
 import os
+import shutil
 import signal
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -51,6 +52,8 @@ async def run(
     env: Mapping[str, str] | None = None,
     cwd: Path | None = None,
     output_limit: int = 16 * 1024 * 1024,
+    pass_fds: Sequence[int] = (),
+    die_with_us: bool = False,
 ) -> Completed:
     """Run a program to its end in a session of its own and return what it said.
 
@@ -63,26 +66,34 @@ async def run(
         env: The whole environment; None inherits the daemon's.
         cwd: Working directory.
         output_limit: Bytes of stdout; more is an error.
+        pass_fds: Descriptors the program inherits under the same numbers.
+        die_with_us: The kernel kills it if we are killed (prctl(2), PR_SET_PDEATHSIG); for what may take long.
 
     Raises:
         FailedPrecondition: The program is not installed.
         DeadlineExceeded: It ran longer than `timeout`.
         Internal: It wrote more than `output_limit`.
     """
+    command = list(argv)
+    if die_with_us:
+        # Looked for here, because setpriv would say in its own words that it is missing.
+        program = shutil.which(argv[0], path=_path(env))
+        if program is None:
+            raise _not_installed(argv[0])
+        command = ["setpriv", "--pdeathsig", "KILL", "--", program, *argv[1:]]
     try:
         process = await asyncio.create_subprocess_exec(
-            *argv,
+            *command,
             stdin=subprocess.PIPE if input else subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             env=None if env is None else dict(env),
             cwd=cwd,
             start_new_session=True,
+            pass_fds=pass_fds,
         )
     except FileNotFoundError as error:
-        raise FailedPrecondition(
-            f"the program {argv[0]!r} is not installed", remedy="vmruntime doctor says which package has it"
-        ) from error
+        raise _not_installed(command[0]) from error
     try:
         async with asyncio.timeout(timeout):
             stdout, stderr = await _communicate(process, input, output_limit)
@@ -96,6 +107,16 @@ async def run(
     if len(stdout) > output_limit:
         raise Internal(f"{argv[0]} wrote more than {output_limit} bytes")
     return Completed(tuple(argv), returncode, stdout, stderr.decode(errors="replace"))
+
+
+def _path(env: Mapping[str, str] | None) -> str | None:
+    return None if env is None else env.get("PATH", os.defpath)
+
+
+def _not_installed(program: str) -> FailedPrecondition:
+    return FailedPrecondition(
+        f"the program {program!r} is not installed", remedy="vmruntime doctor says which package has it"
+    )
 
 
 async def _communicate(process: asyncio.subprocess.Process, data: bytes, limit: int) -> tuple[bytes, bytes]:

@@ -82,7 +82,8 @@ async def _unpack(blob: Path, diff_id: str, root: Path, limit: int) -> int:
 async def _mkfs(root: Path, image: Path, diff_id: str, size: int) -> None:
     identity = uuid.uuid5(_UUID_SPACE, diff_id)
     argv = ["mkfs.erofs", "-U", str(identity), "--quiet", str(image), str(root)]
-    done = await process.run(argv, timeout=_MKFS_TIMEOUT, env=_ENVIRONMENT | {"SOURCE_DATE_EPOCH": _EPOCH})
+    env = _ENVIRONMENT | {"SOURCE_DATE_EPOCH": _EPOCH}
+    done = await process.run(argv, timeout=_MKFS_TIMEOUT, env=env, die_with_us=True)
     if done.returncode != 0 and "No space left" in done.stderr:
         raise _no_space(image.parent, size)
     done.check()

@@ -84,7 +84,7 @@ class Session:
             source,
             f"oci:{layout}:image",
         ]
-        done = await process.run(argv, timeout=NO_DEADLINE, env=self._environment(layout.parent))
+        done = await process.run(argv, timeout=NO_DEADLINE, env=self._environment(layout.parent), die_with_us=True)
         if done.returncode != 0:
             raise translate(done.stderr, source, self._secrets, str(layout.parent))
 
@@ -94,7 +94,11 @@ class Session:
         timeout = self._settings.pull_timeout
         try:
             done = await process.run(
-                argv, timeout=timeout, env=self._environment(self._home), output_limit=MANIFEST_LIMIT
+                argv,
+                timeout=timeout,
+                env=self._environment(self._home),
+                output_limit=MANIFEST_LIMIT,
+                die_with_us=True,
             )
         except DeadlineExceeded:
             raise Unavailable(

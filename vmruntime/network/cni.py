@@ -47,21 +47,29 @@ class Cni:
         """Return the plugins of a network that no directory has."""
         return find_programs(conf.programs, self._bin_dirs)[1]
 
-    async def add(self, attachment: Attachment) -> CniResult:
+    async def add(self, attachment: Attachment, lock: int) -> CniResult:
         """Run ADD through the chain, each plugin seeing the result of the one before.
+
+        Args:
+            attachment: What is to be made.
+            lock: See turn.py.
 
         Raises:
             NetworkError: A plugin failed; the caller is to run delete().
         """
         raw: dict[str, Any] | None = None
         for plugin in attachment.conf.plugins:
-            done = await self._invoke("ADD", attachment, plugin, raw)
+            done = await self._invoke("ADD", attachment, plugin, raw, lock)
             raw = _object(done, attachment, plugin)
         attachment.result = raw
         return parse(raw, attachment.ifname, f"network {attachment.conf.name} ({attachment.conf.source})")
 
-    async def delete(self, attachment: Attachment) -> None:
+    async def delete(self, attachment: Attachment, lock: int) -> None:
         """Run DEL through the chain in reverse; every plugin is run even if one fails.
+
+        Args:
+            attachment: As it was given to add().
+            lock: See turn.py.
 
         Raises:
             NetworkError: At least one failed; the message has them all.
@@ -69,14 +77,14 @@ class Cni:
         failures = []
         for plugin in reversed(attachment.conf.plugins):
             try:
-                await self._invoke("DEL", attachment, plugin, attachment.result)
+                await self._invoke("DEL", attachment, plugin, attachment.result, lock)
             except NetworkError as error:
                 failures.append(error.message)
         if failures:
             raise NetworkError("; ".join(failures))
 
     async def _invoke(
-        self, command: str, attachment: Attachment, plugin: dict[str, Any], previous: dict[str, Any] | None
+        self, command: str, attachment: Attachment, plugin: dict[str, Any], previous: dict[str, Any] | None, lock: int
     ) -> Completed:
         name = plugin["type"]
         programs, _ = find_programs([name], self._bin_dirs)
@@ -97,7 +105,7 @@ class Cni:
             "CNI_PATH": ":".join(self._bin_dirs),
         }
         request = msgspec.json.encode(_request(attachment, plugin, previous))
-        done = await run([str(programs[name])], input=request, env=env, timeout=self._timeout)
+        done = await run([str(programs[name])], input=request, env=env, timeout=self._timeout, pass_fds=(lock,))
         if done.returncode != 0:
             raise _failure(command, attachment, name, done)
         return done

@@ -18,6 +18,7 @@ from vmruntime.network.cni import Attachment, Cni
 from vmruntime.network.errors import NetworkError
 from vmruntime.network.result import CniResult
 from vmruntime.network.tap import TapHandle, link, open_tap, tap_name
+from vmruntime.network.turn import turn
 from vmruntime.paths import Paths
 
 log = structlog.get_logger(__name__)
@@ -68,7 +69,8 @@ class NetworkService:
         taps: list[TapHandle] = []
         try:
             await netns.create(namespace)
-            result = await self._cni.add(attachment)
+            async with turn(self._lock(sandbox.id), self._settings.plugin_timeout) as lock:
+                result = await self._cni.add(attachment, lock)
             self._save(attachment)
             return await self._join(namespace, result, taps), taps
         except BaseException as error:
@@ -88,18 +90,20 @@ class NetworkService:
         """
         attachment = self._load(sandbox_id)
         failures = []
-        if attachment is not None:
+        async with turn(self._lock(sandbox_id), self._settings.plugin_timeout) as lock:
+            if attachment is not None:
+                try:
+                    await self._cni.delete(attachment, lock)
+                except VmruntimeError as error:
+                    failures.append(str(error))
             try:
-                await self._cni.delete(attachment)
+                await netns.remove(self.netns_path(sandbox_id))
             except VmruntimeError as error:
                 failures.append(str(error))
-        try:
-            await netns.remove(self.netns_path(sandbox_id))
-        except VmruntimeError as error:
-            failures.append(str(error))
-        if failures:
-            raise NetworkError("; ".join(failures))
-        self._cache(sandbox_id).unlink(missing_ok=True)
+            if failures:
+                raise NetworkError("; ".join(failures))
+            self._cache(sandbox_id).unlink(missing_ok=True)
+            self._lock(sandbox_id).unlink(missing_ok=True)
 
     async def _join(self, namespace: Path, result: CniResult, taps: list[TapHandle]) -> PodNetwork:
         nics = []
@@ -125,6 +129,9 @@ class NetworkService:
 
     def _cache(self, sandbox_id: str) -> Path:
         return self._paths.cni_cache / f"{sandbox_id}.json"
+
+    def _lock(self, sandbox_id: str) -> Path:
+        return self._paths.cni_cache / f"{sandbox_id}.lock"
 
     def _save(self, attachment: Attachment) -> None:
         """Write the cache: all of it or nothing, and on the disk before it counts."""
