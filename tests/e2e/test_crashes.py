@@ -232,12 +232,15 @@ def test_a_daemon_killed_while_it_pulls(base: Path) -> None:
         with running_daemon(base / "p", f'[images]\nregistries_conf = "{conf}"') as daemon:
             spec = cri.ImageSpec(image="silent.example/app:1")
             call = daemon.images.PullImage.future(cri.PullImageRequest(image=spec))
-            pulling = lambda: any("skopeo" in one for one in leaks.processes(daemon.footprint, set()))  # noqa: E731
-            assert until(pulling)
+            assert until(lambda: pulling(daemon))
             daemon.stop(signal.SIGKILL)
-            assert until(lambda: not pulling(), 2.0)
+            assert until(lambda: not pulling(daemon), 2.0)
             daemon.start()
             call.cancel()
+
+
+def pulling(daemon: Daemon) -> bool:
+    return any("skopeo" in one for one in leaks.processes(daemon.footprint, set()))
 
 
 def until(true: Callable[[], bool], seconds: float = SOON) -> bool:
