@@ -5,15 +5,17 @@ use std::path::PathBuf;
 #[derive(Debug, PartialEq, Eq)]
 pub enum Command {
     Version,
-    Serve { listen: PathBuf, state: PathBuf, crun: PathBuf },
+    Serve { listen: PathBuf, state: PathBuf, crun: PathBuf, cgroup: String },
 }
 
-pub const USAGE: &str = "usage: vmruntime-agent --listen unix:PATH --state-dir DIR [--crun PATH] | --version";
+pub const USAGE: &str = "usage: vmruntime-agent --listen unix:PATH --state-dir DIR [--crun PATH] [--cgroup PATH] \
+                         | --version";
 
 /// # Errors
 /// A text for the user.
 pub fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Command, String> {
     let (mut listen, mut state, mut crun) = (None, None, PathBuf::from("/usr/bin/crun"));
+    let mut cgroup = String::from("vmruntime");
     while let Some(option) = arguments.next() {
         if option == "--version" {
             return Ok(Command::Version);
@@ -26,11 +28,12 @@ pub fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Command, Str
             },
             "--state-dir" => state = Some(value.into()),
             "--crun" => crun = value.into(),
+            "--cgroup" => cgroup = value.trim_matches('/').into(),
             _ => return Err(format!("{option} is not known")),
         }
     }
     match (listen, state) {
-        (Some(listen), Some(state)) => Ok(Command::Serve { listen, state, crun }),
+        (Some(listen), Some(state)) => Ok(Command::Serve { listen, state, crun, cgroup }),
         _ => Err("--listen and --state-dir are needed".into()),
     }
 }
@@ -45,8 +48,13 @@ mod tests {
 
     #[test]
     fn command_lines() {
-        let serve = Command::Serve { listen: "/s".into(), state: "/d".into(), crun: "/c".into() };
-        assert_eq!(parsed("--listen unix:/s --state-dir /d --crun /c"), Ok(serve));
+        let serve = Command::Serve {
+            listen: "/s".into(),
+            state: "/d".into(),
+            crun: "/c".into(),
+            cgroup: "a/b".into(),
+        };
+        assert_eq!(parsed("--listen unix:/s --state-dir /d --crun /c --cgroup /a/b"), Ok(serve));
         assert_eq!(parsed("--version"), Ok(Command::Version));
         for bad in ["", "--listen unix:/s", "--listen tcp:1 --state-dir /d", "--listen", "--what x"] {
             assert!(parsed(bad).is_err(), "{bad}");

@@ -15,6 +15,8 @@ pub enum Mode {
 pub struct Config {
     pub mode: Mode,
     pub paths: Paths,
+    /// The control group below which each container gets one, from the hierarchy's root, without a slash in front.
+    pub cgroup: String,
 }
 
 /// Every path the agent makes, below one directory.

@@ -35,6 +35,7 @@ use init::reaper::Reaper;
 
 const STATE: &str = "/run/vmruntime";
 const CRUN: &str = "/usr/bin/crun";
+const CGROUP: &str = "vmruntime";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -63,7 +64,7 @@ fn run_as_init() -> std::result::Result<Never, error::AgentError> {
     let options = init::prepare()?;
     run(async {
         let reaper = Arc::new(Reaper::default());
-        let config = Config { mode: Mode::Vm, paths: Paths::new(STATE, CRUN) };
+        let config = Config { mode: Mode::Vm, paths: Paths::new(STATE, CRUN), cgroup: CGROUP.into() };
         let agent = Arc::new(Agent::new(config, reaper.clone(), started_us)?);
         with_reaper(&reaper, server::serve_vsock(agent, options.port)).await
     })?;
@@ -77,18 +78,19 @@ fn run_as_process(arguments: Vec<String>) -> std::result::Result<(), String> {
             print_version();
             Ok(())
         }
-        cli::Command::Serve { listen, state, crun } => {
+        cli::Command::Serve { listen, state, crun, cgroup } => {
             console::start(log::LevelFilter::Info);
-            run(serve_process(&listen, Paths::new(state, crun))).map_err(|error| format!("fatal: {error}"))
+            run(serve_process(&listen, Paths::new(state, crun), cgroup))
+                .map_err(|error| format!("fatal: {error}"))
         }
     }
 }
 
-async fn serve_process(listen: &Path, paths: Paths) -> Result<()> {
+async fn serve_process(listen: &Path, paths: Paths, cgroup: String) -> Result<()> {
     // Containers outlive the OCI runtime that starts them and have to become this process's children.
     nix::sys::prctl::set_child_subreaper(true).context(|| "become a subreaper")?;
     let reaper = Arc::new(Reaper::default());
-    let config = Config { mode: Mode::Host, paths };
+    let config = Config { mode: Mode::Host, paths, cgroup };
     let agent = Arc::new(Agent::new(config, reaper.clone(), clock::uptime_us())?);
     with_reaper(&reaper, server::serve_unix(agent, listen)).await
 }

@@ -37,14 +37,11 @@ pub async fn create(agent: &Arc<Agent>, request: CreateContainerRequest) -> Resu
     let mut phases = Phases::start();
     let mut spec = spec::parse(&request.oci_spec)?;
     let pid_namespace = pid_namespace(agent, &request)?;
-    let own = serials(&request.layers)?;
-    let serials = with_image_volumes(own.clone(), &request)?;
-    let layers = agent.layers.acquire(&serials).await?;
+    let own = request.layers.len();
+    let (serials, layers) = acquire(agent, &request).await?;
     phases.mark("layers");
-    let layers = Layers {
-        own: layers.get(..own.len()).unwrap_or_default(),
-        volumes: layers.get(own.len()..).unwrap_or_default(),
-    };
+    let layers =
+        Layers { own: layers.get(..own).unwrap_or_default(), volumes: layers.get(own..).unwrap_or_default() };
     let made = assemble(agent, &request, &mut spec, layers, &pid_namespace, &mut phases).await;
     let (identity, made) = match made {
         Ok(both) => both,
@@ -111,7 +108,10 @@ async fn assemble(
     rootfs::assemble(paths, &request.id, layers.own, agent.mounter.as_ref())?;
     phases.mark("rootfs");
     mount_volumes(agent, request, layers.volumes).await?;
-    let devices = devices::find(&request.devices).await?;
+    let mut devices = devices::find(&request.devices).await?;
+    if request.all_devices {
+        devices.extend(devices::all(&devices));
+    }
     phases.mark("volumes");
     let identity = identify(agent, request, spec)?;
     let adaptation = Adaptation {
@@ -121,6 +121,7 @@ async fn assemble(
         readonly_rootfs: request.readonly_rootfs,
         tty: request.tty,
         pid_namespace,
+        cgroup: &agent.config.cgroup,
     };
     spec::adapt(spec, &adaptation)?;
     devices::add(spec, &devices)?;
@@ -213,7 +214,7 @@ fn enroll(
         id: request.id.clone(),
         pid: number,
         pid_mode: request.pid_mode(),
-        cgroup: Cgroup::of_container(&request.id),
+        cgroup: Cgroup::of_container(&agent.config.cgroup, &request.id),
         process: spec.get("process").cloned().unwrap_or_default(),
         layers,
         output: Arc::new(OutputBuffer::new(limit, outputs.len())),
@@ -231,6 +232,10 @@ fn enroll(
 fn pid_namespace(agent: &Agent, request: &CreateContainerRequest) -> Result<PidNamespace> {
     match request.pid_mode() {
         PidMode::Container => Ok(PidNamespace::Own),
+        PidMode::Host if agent.in_vm() => {
+            Err(AgentError::InvalidArgument("a virtual machine's own PID namespace is the agent's".into()))
+        }
+        PidMode::Host => Ok(PidNamespace::Host),
         PidMode::Pod => agent.sandbox.pod_init().map(PidNamespace::Of).ok_or_else(|| {
             AgentError::FailedPrecondition("the sandbox was set up without a shared PID namespace".into())
         }),
@@ -245,26 +250,44 @@ fn pid_namespace(agent: &Agent, request: &CreateContainerRequest) -> Result<PidN
     }
 }
 
-fn serials(layers: &[Layer]) -> Result<Vec<String>> {
-    let mut serials: Vec<String> = Vec::with_capacity(layers.len());
-    for layer in layers {
-        if !layer.path.is_empty() {
-            let text =
-                format!("layer {:?}: this agent mounts layers from disks only, not from files", layer.path);
-            return Err(AgentError::Unimplemented(text));
-        }
-        crate::validate::serial(&layer.serial)?;
-        if serials.contains(&layer.serial) {
-            return Err(AgentError::InvalidArgument(format!("layer {:?} is named twice", layer.serial)));
-        }
-        serials.push(layer.serial.clone());
+/// Makes every layer of the root file system and of image volumes available; answers the serials of those that are disks,
+/// and where each layer is, in order.
+async fn acquire(agent: &Agent, request: &CreateContainerRequest) -> Result<(Vec<String>, Vec<PathBuf>)> {
+    check_once(&request.layers)?;
+    let volumes = request.image_volumes.iter().flat_map(|volume| &volume.layers);
+    let all: Vec<&Layer> = request.layers.iter().chain(volumes).collect();
+    if !all.is_empty() && all.iter().all(|layer| !layer.path.is_empty()) {
+        return mounted_already(agent, &all).map(|paths| (Vec::new(), paths));
     }
-    Ok(serials)
+    let serials: Vec<String> = all.iter().map(|layer| layer.serial.clone()).collect();
+    serials.iter().try_for_each(|serial| crate::validate::serial(serial))?;
+    let paths = agent.layers.acquire(&serials).await?;
+    Ok((serials, paths))
 }
 
-fn with_image_volumes(mut all: Vec<String>, request: &CreateContainerRequest) -> Result<Vec<String>> {
-    for volume in &request.image_volumes {
-        all.extend(serials(&volume.layers)?);
+/// A host's layers are directories that the host has mounted.
+fn mounted_already(agent: &Agent, layers: &[&Layer]) -> Result<Vec<PathBuf>> {
+    if agent.in_vm() {
+        let text = "a virtual machine's layers are disks, named by their serials".into();
+        return Err(AgentError::InvalidArgument(text));
     }
-    Ok(all)
+    let directory = |layer: &&Layer| {
+        let path = PathBuf::from(&layer.path);
+        if path.is_absolute() && path.is_dir() {
+            return Ok(path);
+        }
+        Err(AgentError::InvalidArgument(format!("layer {:?} is not a directory here", layer.path)))
+    };
+    layers.iter().map(directory).collect()
+}
+
+fn check_once(layers: &[Layer]) -> Result<()> {
+    let mut seen = std::collections::HashSet::new();
+    match layers.iter().find(|layer| !seen.insert((&layer.serial, &layer.path))) {
+        Some(layer) => {
+            let text = format!("layer {:?} is named twice", format!("{}{}", layer.serial, layer.path));
+            Err(AgentError::InvalidArgument(text))
+        }
+        None => Ok(()),
+    }
 }

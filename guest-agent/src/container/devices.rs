@@ -12,6 +12,24 @@ use crate::proto::Device;
 use crate::storage::disk::Disks;
 use crate::validate;
 
+const OWN: &[&str] = &[
+    "/dev/console",
+    "/dev/fd",
+    "/dev/full",
+    "/dev/mqueue",
+    "/dev/null",
+    "/dev/ptmx",
+    "/dev/pts",
+    "/dev/random",
+    "/dev/shm",
+    "/dev/stderr",
+    "/dev/stdin",
+    "/dev/stdout",
+    "/dev/tty",
+    "/dev/urandom",
+    "/dev/zero",
+];
+
 /// A node, ready for the OCI spec.
 #[derive(Debug, Clone)]
 pub struct Node {
@@ -62,9 +80,35 @@ fn node(device: &Device, source: &Path) -> Result<Node> {
 fn no_device(source: &Path, why: &str) -> AgentError {
     let path = source.display();
     AgentError::InvalidArgument(format!(
-        "config.devices[].host_path: {path} is not a device of the pod's VM ({why}); only block devices of the host \
-         are passed into VMs"
+        "config.devices[].host_path: {path} is not a device of the pod's machine ({why}); a VM has its own \
+         devices, and block devices of the host"
     ))
+}
+
+/// Every node of /dev that a privileged container gets besides those it asked for; what each container has of its own
+/// (terminals, the usual devices, file systems below /dev) is left out.
+pub fn all(present: &[Node]) -> Vec<Node> {
+    let mut found = Vec::new();
+    let mut pending = vec![PathBuf::from("/dev")];
+    while let Some(directory) = pending.pop() {
+        for entry in fs::read_dir(&directory).into_iter().flatten().flatten() {
+            let path = entry.path();
+            let Some(name) = path.to_str().map(str::to_owned) else { continue };
+            if OWN.contains(&name.as_str()) || present.iter().any(|node| node.path == name) {
+                continue;
+            }
+            // Links are not followed: what they lead to is a node of its own.
+            match entry.file_type() {
+                Ok(kind) if kind.is_dir() => pending.push(path),
+                Ok(kind) if kind.is_block_device() || kind.is_char_device() => {
+                    let device = Device { path: name, permissions: "rwm".into(), ..Device::default() };
+                    found.extend(node(&device, &path));
+                }
+                _ => {}
+            }
+        }
+    }
+    found
 }
 
 /// Adds nodes and the right to use them to an OCI spec.

@@ -18,12 +18,16 @@ pub struct Adaptation<'a> {
     pub readonly_rootfs: bool,
     pub tty: bool,
     pub pid_namespace: &'a PidNamespace,
+    /// The parent of the container's control group.
+    pub cgroup: &'a str,
 }
 
 /// Which PID namespace a container gets.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum PidNamespace {
     Own,
+    /// The agent's.
+    Host,
     Of(i32),
 }
 
@@ -61,7 +65,7 @@ pub fn adapt(spec: &mut Value, adaptation: &Adaptation<'_>) -> Result<()> {
     resolve_sources(spec, adaptation)?;
     add_mounts(spec, adaptation.paths)?;
     let linux = object(spec, "linux")?;
-    linux.insert("cgroupsPath".into(), cgroup::spec_path(adaptation.id).into());
+    linux.insert("cgroupsPath".into(), cgroup::spec_path(adaptation.cgroup, adaptation.id).into());
     set_namespaces(linux, adaptation.pid_namespace)?;
     drop_hostname_of_the_pod(spec);
     Ok(())
@@ -144,10 +148,13 @@ fn set_namespaces(linux: &mut Map<String, Value>, pid: &PidNamespace) -> Result<
     let list = linux.entry("namespaces").or_insert_with(|| json!([]));
     let list = list.as_array_mut().ok_or_else(|| wrong("linux.namespaces"))?;
     list.retain(|namespace| kind(namespace) != Some("pid"));
-    list.push(match pid {
-        PidNamespace::Own => json!({"type": "pid"}),
-        PidNamespace::Of(process) => json!({"type": "pid", "path": format!("/proc/{process}/ns/pid")}),
-    });
+    match pid {
+        PidNamespace::Own => list.push(json!({"type": "pid"})),
+        PidNamespace::Of(process) => {
+            list.push(json!({"type": "pid", "path": format!("/proc/{process}/ns/pid")}));
+        }
+        PidNamespace::Host => {}
+    }
     if !list.iter().any(|namespace| kind(namespace) == Some("mount")) {
         list.push(json!({"type": "mount"}));
     }
@@ -194,6 +201,7 @@ mod tests {
             readonly_rootfs: false,
             tty: false,
             pid_namespace: &PidNamespace::Own,
+            cgroup: "vmruntime",
         };
         change(&mut adaptation);
         let mut spec = spec;
@@ -236,6 +244,8 @@ mod tests {
         let spec = adapted(given, |adaptation| adaptation.pid_namespace = &PidNamespace::Of(42));
         let expected = json!([{"type": "mount"}, {"type": "pid", "path": "/proc/42/ns/pid"}]);
         assert_eq!(spec["linux"]["namespaces"], expected);
+        let spec = adapted(json!({}), |adaptation| adaptation.pid_namespace = &PidNamespace::Host);
+        assert_eq!(spec["linux"]["namespaces"], json!([{"type": "mount"}]));
     }
 
     #[test]
@@ -257,6 +267,7 @@ mod tests {
             readonly_rootfs: false,
             tty: false,
             pid_namespace: &PidNamespace::Own,
+            cgroup: "vmruntime",
         };
         let error = adapt(&mut json!({"process": []}), &adaptation).unwrap_err();
         assert_eq!(error.to_string(), "oci_spec: process has the wrong type");

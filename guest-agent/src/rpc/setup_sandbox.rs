@@ -37,11 +37,9 @@ pub async fn call(agent: Arc<Agent>, request: SetupSandboxRequest) -> Result<Set
         tokio::join!(storage(&agent, &request, &mut progress), network(&agent, &request));
     phases.extend(storage?);
     phases.extend(network?);
-    if agent.in_vm() {
-        // After the interfaces are there, since each has parameters of its own.
-        sysctl::apply(&request.sysctls)?;
-        phases.mark("sysctls");
-    }
+    // After the interfaces are there, since each has parameters of its own.
+    sysctl::apply(&request.sysctls)?;
+    phases.mark("sysctls");
     if request.shared_pid_namespace && progress.pod_init.is_none() {
         progress.pod_init = Some(pod_init::start(&agent.reaper).await?);
         phases.mark("pid_namespace");
@@ -79,12 +77,19 @@ async fn storage(
     let mut phases = Phases::start();
     let (paths, mounter) = (&agent.config.paths, agent.mounter.as_ref());
     if !progress.shm {
-        scratch::mount_shm(paths, request.shm_size_bytes, mounter)?;
+        if request.host_ipc {
+            scratch::bind_shm(paths, mounter)?;
+        } else {
+            scratch::mount_shm(paths, request.shm_size_bytes, mounter)?;
+        }
         progress.shm = true;
         phases.mark("shm");
     }
     if !progress.scratch {
-        scratch::mount_disk(paths, &request.scratch_serial, mounter).await?;
+        // On a host it is a directory of the host's disk, bound there before the agent starts.
+        if agent.in_vm() {
+            scratch::mount_disk(paths, &request.scratch_serial, mounter).await?;
+        }
         progress.scratch = true;
         phases.mark("scratch");
     }

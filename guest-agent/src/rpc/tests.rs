@@ -26,7 +26,8 @@ struct Fixture {
 impl Fixture {
     fn new(runtime: RecordingRuntime) -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let config = Config { mode: Mode::Host, paths: Paths::new(directory.path(), "no-crun") };
+        let config =
+            Config { mode: Mode::Host, paths: Paths::new(directory.path(), "no-crun"), cgroup: "x".into() };
         let (runtime, mounter) = (Arc::new(runtime), Arc::new(RecordingMounter::default()));
         let reaper = Arc::new(Reaper::default());
         let agent = Agent::with(config, reaper, runtime.clone(), mounter.clone(), 7).unwrap();
@@ -88,7 +89,7 @@ async fn what_cannot_be_created() {
     assert!(matches!(bad_id, Err(AgentError::InvalidArgument(_))));
     let file = Layer { path: "/image".into(), ..Default::default() };
     let from_file = fixture.create(|request| request.layers = vec![file]).await;
-    assert!(matches!(from_file, Err(AgentError::Unimplemented(_))));
+    assert!(matches!(from_file, Err(AgentError::InvalidArgument(_))), "no such directory");
     let no_namespace = fixture.create(|request| request.set_pid_mode(PidMode::Pod)).await;
     assert!(matches!(no_namespace, Err(AgentError::FailedPrecondition(_))));
     let no_target = fixture.create(|request| request.set_pid_mode(PidMode::Target)).await;

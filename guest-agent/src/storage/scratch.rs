@@ -51,6 +51,17 @@ fn remove_leftovers(paths: &Paths) -> Result<()> {
     Ok(())
 }
 
+/// Makes the host's /dev/shm the pod's.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn bind_shm(paths: &Paths, mounter: &dyn Mounter) -> Result<()> {
+    let target = paths.shm();
+    fs::create_dir_all(&target).context(|| format!("create {}", target.display()))?;
+    let flags = MsFlags::MS_BIND;
+    mounter.mount(Mount { source: "/dev/shm", target: &target, kind: "bind", flags, options: "" })
+}
+
 /// Mounts what the pod's containers see as /dev/shm.
 ///
 /// # Errors
