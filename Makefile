@@ -7,6 +7,7 @@ AGENT := guest-agent/target/$(TRIPLE)/release/vmruntime-agent
 AGENT_SOURCES := $(shell find guest-agent/src proto -type f) guest-agent/Cargo.toml guest-agent/Cargo.lock guest-agent/build.rs
 SCRIPTS := .ci/run $(wildcard images/*.sh images/*/*.sh tools/*.sh)
 GUEST := /var/lib/vmruntime/guest
+LIBEXEC := /usr/local/libexec/vmruntime
 PYTEST_ARGS ?=
 ONLY ?=
 
@@ -46,6 +47,8 @@ guest: .make/guest ## put kernel, agent and crun together and install them in $(
 .make/guest: $(AGENT) build/crun $(wildcard build/kernel/vmlinuz) $(wildcard images/initramfs/*)
 	images/initramfs/build.sh
 	images/initramfs/install.sh
+	install -D -m 755 $(AGENT) $(LIBEXEC)/vmruntime-agent # host pods run the same agent on the host
+	@if [ -e build/crun ]; then install -m 755 build/crun $(LIBEXEC)/crun; fi
 	@mkdir -p .make && touch $@
 
 run: setup ## run a real image in a VM through the CRI socket

@@ -79,6 +79,7 @@ class AgentClient:
             sysctls=setup.sysctls,
             scratch_serial=setup.scratch_serial,
             shared_pid_namespace=setup.shared_pid_namespace,
+            host_ipc=setup.host_ipc,
         )
         await call(self._stub.SetupSandbox(request, timeout=CALL_TIMEOUT))
 
@@ -87,7 +88,7 @@ class AgentClient:
         request = agent_pb2.CreateContainerRequest(
             id=container.id,
             oci_spec=container.oci_spec,
-            layers=[agent_pb2.Layer(serial=serial) for serial in container.layer_serials],
+            layers=[_layer(name) for name in container.layer_serials],
             readonly_rootfs=container.readonly_rootfs,
             user=container.user,
             supplemental_groups=container.groups,
@@ -103,13 +104,13 @@ class AgentClient:
                 for one in container.memory_volumes
             ],
             image_volumes=[
-                agent_pb2.ImageVolume(layers=[agent_pb2.Layer(serial=serial) for serial in serials])
-                for serials in container.image_volumes
+                agent_pb2.ImageVolume(layers=[_layer(name) for name in serials]) for serials in container.image_volumes
             ],
             devices=[
                 agent_pb2.Device(path=one.path, serial=one.serial, source=one.source, permissions=one.permissions)
                 for one in container.devices
             ],
+            all_devices=container.all_devices,
         )
         answer = await call(self._stub.CreateContainer(request, timeout=CALL_TIMEOUT))
         if len(answer.groups) > 65536:
@@ -295,3 +296,8 @@ class Ports:
             yield connection
         finally:
             stream.cancel()
+
+
+def _layer(name: str) -> agent_pb2.Layer:
+    """Return a layer by the directory where it is mounted, or by the serial of its disk."""
+    return agent_pb2.Layer(path=name) if name.startswith("/") else agent_pb2.Layer(serial=name)

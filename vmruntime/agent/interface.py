@@ -50,6 +50,7 @@ class GuestSetup(msgspec.Struct, frozen=True, kw_only=True):
     sysctls: dict[str, str]
     scratch_serial: str
     shared_pid_namespace: bool
+    host_ipc: bool = False
 
 
 class PidMode(enum.Enum):
@@ -58,6 +59,7 @@ class PidMode(enum.Enum):
     CONTAINER = 0
     POD = 1
     TARGET = 2
+    HOST = 3
 
 
 class GuestMemoryVolume(msgspec.Struct, frozen=True, kw_only=True):
@@ -84,7 +86,7 @@ class GuestContainer(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         oci_spec: config.json of the OCI runtime specification, as JSON.
-        layer_serials: Lowest first.
+        layer_serials: Lowest first; an absolute path names a directory where the layer is mounted.
         user: user[:group] by id or name; empty keeps what the spec says.
         image_groups: Also take the groups the image's /etc/group gives the user.
         share_tag: Tag of the pod's share, when a mount of the spec has a source "share:…".
@@ -108,6 +110,7 @@ class GuestContainer(msgspec.Struct, frozen=True, kw_only=True):
     memory_volumes: list[GuestMemoryVolume] = []
     image_volumes: list[list[str]] = []
     devices: list[GuestDevice] = []
+    all_devices: bool = False
 
 
 class GuestPhase(enum.Enum):

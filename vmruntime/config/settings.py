@@ -105,6 +105,17 @@ class StreamingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True,
     tls_key: str = ""
 
 
+class HostSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The [host] table: host pods.
+
+    Attributes:
+        agent, crun: Programs; empty: in /usr/local/libexec/vmruntime, else on PATH.
+    """
+
+    agent: str = ""
+    crun: str = ""
+
+
 class LogSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The [log] table: the daemon's own messages on stderr."""
 
@@ -119,7 +130,8 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         root, run: See vmruntime.paths.
         socket: CRI socket; empty: RUN/vmruntime.sock.
         default_kind: What boots for a pod that does not say.
-        host_pods: "required" runs pods that need the host's namespaces on the host, "never" refuses them.
+        host_pods: "required" runs pods that need the host's namespaces on the host, "privileged" privileged ones as
+            well, "never" none.
         cgroup_parent: Where pods go that kubelet gives no cgroup.
     """
 
@@ -127,7 +139,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     run: str = "/run/vmruntime"
     socket: str = ""
     default_kind: Literal["container", "image", "host"] = "container"
-    host_pods: Literal["required", "never"] = "required"
+    host_pods: Literal["required", "privileged", "never"] = "required"
     cgroup_driver: Literal["cgroupfs", "systemd"] = "cgroupfs"
     cgroup_parent: str = "/vmruntime"
     hypervisor: HypervisorSettings = HypervisorSettings()
@@ -135,6 +147,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     images: ImageSettings = ImageSettings()
     network: NetworkSettings = NetworkSettings()
     volumes: VolumeSettings = VolumeSettings()
+    host: HostSettings = HostSettings()
     streaming: StreamingSettings = StreamingSettings()
     log: LogSettings = LogSettings()
 

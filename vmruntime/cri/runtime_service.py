@@ -31,6 +31,7 @@ class RuntimeService(SandboxCalls, ContainerCalls, StreamingCalls, UsageCalls, N
         supported: frozenset[SandboxKind],
         cgroup_driver: Literal["cgroupfs", "systemd"],
         writable_mountpoint: str,
+        privileged_on_host: bool = False,
     ) -> None:
         """Make the service.
 
@@ -42,6 +43,7 @@ class RuntimeService(SandboxCalls, ContainerCalls, StreamingCalls, UsageCalls, N
             default_kind: What boots for a pod that does not say (Settings.default_kind).
             supported: Kinds of pods that can run; without HOST, the host's namespaces are refused.
             cgroup_driver: Told to kubelet (Settings.cgroup_driver).
+            privileged_on_host: Whether privileged pods run on the host (Settings.host_pods).
             writable_mountpoint: Directory that holds the pods' disks, reported with statistics.
         """
         self._pods = pods
@@ -51,6 +53,7 @@ class RuntimeService(SandboxCalls, ContainerCalls, StreamingCalls, UsageCalls, N
         self._default_kind = default_kind
         self._supported = supported
         self._cgroup_driver = cgroup_driver
+        self._privileged_on_host = privileged_on_host
         self._writable_mountpoint = writable_mountpoint
         self._watchers: set[asyncio.Task[Any]] = set()
         self._closed = False

@@ -25,10 +25,16 @@ class SandboxCalls(RuntimeServiceServicer):
     _clock: Clock
     _default_kind: SandboxKind
     _supported: frozenset[SandboxKind]
+    _privileged_on_host: bool
 
     async def RunPodSandbox(self, request: cri.RunPodSandboxRequest, context: Any) -> cri.RunPodSandboxResponse:
         """Start a sandbox; it is ready when this returns."""
-        spec = sandbox_from_cri(request, default_kind=self._default_kind, supported=self._supported)
+        spec = sandbox_from_cri(
+            request,
+            default_kind=self._default_kind,
+            supported=self._supported,
+            privileged_on_host=self._privileged_on_host,
+        )
         return cri.RunPodSandboxResponse(pod_sandbox_id=await self._pods.run_sandbox(spec))
 
     async def StopPodSandbox(self, request: cri.StopPodSandboxRequest, context: Any) -> cri.StopPodSandboxResponse:

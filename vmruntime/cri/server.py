@@ -75,6 +75,7 @@ class CriServer:
             default_kind=SandboxKind(settings.default_kind),
             supported=kinds,
             cgroup_driver=settings.cgroup_driver,
+            privileged_on_host=settings.host_pods == "privileged",
             writable_mountpoint=str(Paths(root=Path(settings.root)).pods),
         )
         self._images = ImageService(images, clock)

@@ -39,6 +39,9 @@ from vmruntime.pods.service import PodService
 from vmruntime.sandboxes.acceleration import PROOF_SECONDS, choose_accelerator
 from vmruntime.sandboxes.cgroup import HostCgroups
 from vmruntime.sandboxes.container_vm import ContainerVmBackend
+from vmruntime.sandboxes.host import HostBackend
+from vmruntime.sandboxes.host_programs import find_host_programs
+from vmruntime.sandboxes.interface import SandboxBackend
 from vmruntime.sandboxes.ledger import OwnedResources
 from vmruntime.sandboxes.vm_volumes import release_share
 from vmruntime.store.database import Database
@@ -92,10 +95,13 @@ async def _start(settings: Settings, paths: Paths, stack: contextlib.AsyncExitSt
     owned.add_releaser(ResourceKind.SHARE, release_share)
     hypervisor = await _hypervisor(settings, paths, owned, Facts(database))
     backend = ContainerVmBackend(hypervisor, owned, paths, settings, _host_memory_mib())
+    backends: dict[SandboxKind, SandboxBackend] = {SandboxKind.CONTAINER: backend}
+    if (host := _host_backend(settings, paths, owned)) is not None:
+        backends[SandboxKind.HOST] = host
     context = Context(
         registry=registry,
         owned=owned,
-        backends={SandboxKind.CONTAINER: backend},
+        backends=backends,
         network=network,
         images=images,
         clock=clock,
@@ -128,6 +134,17 @@ async def _let_go(context: Context) -> None:
     for live in list(context.live.values()):
         await live.scope.close()
         await live.running.close()
+
+
+def _host_backend(settings: Settings, paths: Paths, owned: OwnedResources) -> HostBackend | None:
+    """Return what runs host pods; None: the settings or this host do not allow any."""
+    if settings.host_pods == "never":
+        return None
+    try:
+        return HostBackend(find_host_programs(settings.host), owned, paths, settings)
+    except FailedPrecondition as error:
+        log.warning("no host pods", why=str(error))
+        return None
 
 
 async def _hypervisor(settings: Settings, paths: Paths, owned: OwnedResources, facts: Facts) -> QemuHypervisor:

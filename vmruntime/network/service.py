@@ -11,7 +11,7 @@ import structlog
 
 from vmruntime.config.settings import NetworkSettings
 from vmruntime.errors import VmruntimeError
-from vmruntime.model.sandbox import NetworkInterface, NetworkRoute, PodNetwork, PortMapping, Sandbox
+from vmruntime.model.sandbox import NetworkInterface, NetworkRoute, PodNetwork, PortMapping, Sandbox, SandboxKind
 from vmruntime.network import conf as configuration
 from vmruntime.network import netns
 from vmruntime.network.cni import Attachment, Cni
@@ -72,7 +72,8 @@ class NetworkService:
             async with turn(self._lock(sandbox.id), self._settings.plugin_timeout) as lock:
                 result = await self._cni.add(attachment, lock)
             self._save(attachment)
-            return await self._join(namespace, result, taps), taps
+            plugs = taps if sandbox.spec.kind is not SandboxKind.HOST else None
+            return await self._join(namespace, result, plugs), taps
         except BaseException as error:
             for tap in taps:
                 tap.close()
@@ -105,18 +106,20 @@ class NetworkService:
             self._cache(sandbox_id).unlink(missing_ok=True)
             self._lock(sandbox_id).unlink(missing_ok=True)
 
-    async def _join(self, namespace: Path, result: CniResult, taps: list[TapHandle]) -> PodNetwork:
+    async def _join(self, namespace: Path, result: CniResult, taps: list[TapHandle] | None) -> PodNetwork:
+        """Return the pod's interfaces; with `taps`, a tap beside each is added to it."""
         nics = []
         for name in result.interfaces:
             nic = await link(namespace, name)
-            taps.append(await open_tap(namespace, nic))
+            if taps is not None:
+                taps.append(await open_tap(namespace, nic))
             nics.append(
                 NetworkInterface(
                     name=name,
                     mac=nic.address,
                     mtu=nic.mtu,
                     addresses=[one.address for one in result.addresses if one.interface == name],
-                    tap=tap_name(name),
+                    tap=tap_name(name) if taps is not None else "",
                 )
             )
         return PodNetwork(netns=str(namespace), interfaces=nics, routes=_routes(result), dns=result.dns)

@@ -13,7 +13,7 @@ from vmruntime.agent.interface import GuestContainer, PidMode
 from vmruntime.errors import AlreadyExists, Code, FailedPrecondition, NotFound, Unimplemented, VmruntimeError
 from vmruntime.model.container import Container, ContainerSpec, ContainerState, ContainerUser
 from vmruntime.model.image import Image
-from vmruntime.model.sandbox import NamespaceMode, Sandbox, SandboxState
+from vmruntime.model.sandbox import NamespaceMode, Sandbox, SandboxKind, SandboxState
 from vmruntime.pods.container_remove import delete_in_guest
 from vmruntime.pods.container_volumes import ContainerVolumes, attach_volumes, tell_agent, volume_images
 from vmruntime.pods.context import Context, Live
@@ -23,7 +23,7 @@ from vmruntime.pods.oci.spec import build_oci_spec
 from vmruntime.pods.oci.user import resolve_user
 from vmruntime.pods.resize import grow
 from vmruntime.pods.vm_end import vm_end_told
-from vmruntime.sandboxes.interface import LayerDisk
+from vmruntime.sandboxes.interface import LayerDisk, RunningSandbox
 
 log = structlog.get_logger(__name__)
 
@@ -31,6 +31,7 @@ PID_MODES = {
     NamespaceMode.CONTAINER: PidMode.CONTAINER,
     NamespaceMode.POD: PidMode.POD,
     NamespaceMode.TARGET: PidMode.TARGET,
+    NamespaceMode.NODE: PidMode.HOST,
 }
 
 
@@ -114,7 +115,7 @@ async def _create_in_guest(
     disks = [LayerDisk(path=context.images.layer_path(layer), serial=layer.serial) for layer in layers]
     await live.running.attach_layers(disks)
     volumes = await attach_volumes(live, container, mounted)
-    request = guest_container(context, container, image, volumes)
+    request = guest_container(context, live.running, container, image, volumes)
     pump = LogPump(live.running.agent, container.id, container.spec.log_path, context.log_position(container.id))
     await pump.open()
     pid, user, message = 0, None, ""
@@ -147,7 +148,9 @@ def is_missing_command(error: AgentError) -> bool:
     return error.code is Code.INVALID_ARGUMENT and "exec" in error.message
 
 
-def guest_container(context: Context, container: Container, image: Image, volumes: ContainerVolumes) -> GuestContainer:
+def guest_container(
+    context: Context, running: RunningSandbox, container: Container, image: Image, volumes: ContainerVolumes
+) -> GuestContainer:
     """Return what the agent needs to create a container."""
     spec = container.spec
     sandbox = context.registry.sandbox(container.sandbox_id)
@@ -156,14 +159,18 @@ def guest_container(context: Context, container: Container, image: Image, volume
         spec, image.config, sandbox.spec, load_profile=context.load_profile, volumes=volumes.binds
     )
     namespaces = spec.security.namespaces
-    if namespaces.pid not in PID_MODES:
-        raise Unimplemented("config.linux.security_context.namespace_options.pid: NODE is not built yet")
+    if namespaces.pid is NamespaceMode.NODE and sandbox.spec.kind is not SandboxKind.HOST:
+        raise FailedPrecondition(
+            "config.linux.security_context.namespace_options.pid: NODE, but the pod runs in a VM, which the host's PID"
+            " namespace cannot be shared with",
+            remedy="ask for it in the sandbox's security context too, so that the pod runs on the host",
+        )
     if namespaces.pid is NamespaceMode.TARGET:
         _check_target(context, sandbox, namespaces.target_id)
     request = GuestContainer(
         id=container.id,
         oci_spec=msgspec.json.encode(oci_spec),
-        layer_serials=[layer.serial for layer in image.layers],
+        layer_serials=[running.layer_name(layer.serial) for layer in image.layers],
         readonly_rootfs=spec.security.readonly_rootfs,
         user=user,
         groups=groups,
@@ -173,8 +180,9 @@ def guest_container(context: Context, container: Container, image: Image, volume
         tty=spec.tty,
         stdin=spec.stdin,
         stdin_once=spec.stdin_once,
+        all_devices=spec.security.privileged,
     )
-    return tell_agent(request, volumes)
+    return tell_agent(request, running, volumes)
 
 
 def _check_target(context: Context, sandbox: Sandbox, target_id: str) -> None:

@@ -10,7 +10,7 @@ from vmruntime.model.container import Container, ContainerSpec
 from vmruntime.model.image import Image
 from vmruntime.pods.context import Context, Live
 from vmruntime.pods.oci.mounts import BindMount
-from vmruntime.sandboxes.interface import Published
+from vmruntime.sandboxes.interface import Published, RunningSandbox
 
 
 class ContainerVolumes(msgspec.Struct, frozen=True, kw_only=True):
@@ -64,13 +64,13 @@ async def detach_volumes(context: Context, live: Live, container: Container) -> 
         await live.running.release_devices(unused)
 
 
-def tell_agent(request: GuestContainer, volumes: ContainerVolumes) -> GuestContainer:
+def tell_agent(request: GuestContainer, running: RunningSandbox, volumes: ContainerVolumes) -> GuestContainer:
     """Return the agent's request with what it has to know of the volumes."""
     return msgspec.structs.replace(
         request,
         share_tag=volumes.published.share_tag,
         memory_volumes=volumes.published.memory,
-        image_volumes=[[layer.serial for layer in image.layers] for image in volumes.images],
+        image_volumes=[[running.layer_name(layer.serial) for layer in image.layers] for image in volumes.images],
         devices=volumes.devices,
     )
 
@@ -90,6 +90,7 @@ def _binds(spec: ContainerSpec, published: Published) -> list[BindMount]:
                 source=found.source,
                 readonly=found.readonly,
                 propagation=found.propagation,
+                recursive_readonly=mount.recursive_readonly,
             )
         )
     return binds

@@ -7,13 +7,14 @@ import contextlib
 import os
 import time
 
+import msgspec
 import structlog
 
 from vmruntime.agent.interface import GuestSetup
 from vmruntime.aio.tasks import TaskScope
 from vmruntime.errors import AlreadyExists, VmruntimeError
 from vmruntime.model.ledger import Resource, ResourceKind
-from vmruntime.model.sandbox import Dns, NamespaceMode, PodNetwork, Sandbox, SandboxSpec, SandboxState
+from vmruntime.model.sandbox import Dns, NamespaceMode, PodNetwork, Sandbox, SandboxKind, SandboxSpec, SandboxState
 from vmruntime.pods.context import Context, Live
 from vmruntime.pods.leftovers import release_or_retry
 from vmruntime.pods.monitor import watch
@@ -81,7 +82,7 @@ async def _start(context: Context, sandbox: Sandbox, began: float) -> None:
     before_setup = time.monotonic()
     async with vm_end_told(running):
         try:
-            for nic, tap in zip(network.interfaces, taps, strict=True):
+            for nic, tap in zip(network.interfaces if taps else [], taps, strict=True):
                 await running.attach_nic(nic, tap.fd)
         finally:
             for tap in taps:
@@ -97,7 +98,12 @@ async def _start(context: Context, sandbox: Sandbox, began: float) -> None:
 
 
 async def _network_beside_vm(context: Context, sandbox: Sandbox) -> tuple[PodNetwork, list[Tap], RunningSandbox]:
-    """Run CNI while the VM boots; when one fails the other is cancelled and both clean up after themselves."""
+    """Run CNI while the VM boots; when one fails the other is cancelled and both clean up after themselves.
+
+    A host pod's agent is started in the pod's network namespace, so that comes first.
+    """
+    if sandbox.spec.kind is SandboxKind.HOST:
+        return await _network_then_agent(context, sandbox)
     taps: list[Tap] = []
 
     async def network() -> PodNetwork:
@@ -132,6 +138,15 @@ async def _network_beside_vm(context: Context, sandbox: Sandbox) -> tuple[PodNet
     return adding.result(), taps, starting.result()
 
 
+async def _network_then_agent(context: Context, sandbox: Sandbox) -> tuple[PodNetwork, list[Tap], RunningSandbox]:
+    network = PodNetwork(netns="")
+    if sandbox.spec.namespaces.network is not NamespaceMode.NODE:
+        await context.owned.ledger.record(Resource(owner=sandbox.id, kind=ResourceKind.NETWORK, key=sandbox.id))
+        network, _ = await context.network.add(sandbox)
+        sandbox = msgspec.structs.replace(sandbox, network=network)
+    return network, [], await context.backend(sandbox).start(sandbox)
+
+
 def _first(errors: BaseExceptionGroup[BaseException]) -> BaseException:
     """Return the failure that came first and means something to a caller."""
     known, _ = errors.split(VmruntimeError)
@@ -159,6 +174,7 @@ def guest_setup(context: Context, sandbox: Sandbox, network: PodNetwork, running
         sysctls=spec.sysctls,
         scratch_serial=running.scratch_serial,
         shared_pid_namespace=spec.namespaces.pid is NamespaceMode.POD,
+        host_ipc=spec.namespaces.ipc is NamespaceMode.NODE,
     )
 
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,6 +19,18 @@ from vmruntime.model.stats import HostUsage
 
 V1_CONTROLLERS = frozenset({"cpu", "cpuacct", "memory", "pids", "blkio", "freezer"})
 """cpuset is left out: a v1 cpuset takes no process until its CPUs are set, and kubelet's parent already limits them."""
+
+
+UNIFIED = Path("/sys/fs/cgroup/unified")
+"""Where hosts with both versions of cgroups mount version 2."""
+
+
+def is_hybrid(unified: Path = UNIFIED) -> bool:
+    """Whether the host has both versions, and version 2 with a controller of its own."""
+    try:
+        return bool((unified / "cgroup.controllers").read_text().strip())
+    except OSError:
+        return False
 
 
 def cgroup_path(parent: str, sandbox_id: str) -> str:
@@ -46,13 +60,16 @@ def _nested_slices(slice_name: str) -> list[str]:
 class HostCgroups:
     """The host's cgroup hierarchies that vmruntime uses."""
 
-    def __init__(self, hierarchies: list[Path]) -> None:
+    def __init__(self, hierarchies: list[Path], others: Sequence[Path] = ()) -> None:
+        """Take the hierarchies that pods' own processes enter, and others where an OCI runtime makes groups as well."""
         self._hierarchies = hierarchies
+        self._all = [*hierarchies, *others]
 
     @classmethod
     def detect(cls, mountinfo: Path = Path("/proc/self/mountinfo")) -> HostCgroups:
         """Find where cgroups are mounted; a host without any gets no pod cgroups."""
         found: list[Path] = []
+        others: list[Path] = []
         for line in mountinfo.read_text().splitlines():
             left, _, right = line.partition(" - ")
             mount_point = Path(left.split()[4])
@@ -60,7 +77,9 @@ class HostCgroups:
             is_v1 = kind == "cgroup" and bool(V1_CONTROLLERS & set(options.split(",")))
             if (kind == "cgroup2" or is_v1) and mount_point not in found:
                 found.append(mount_point)
-        return cls(found)
+            elif kind == "cgroup" and mount_point not in (*found, *others):
+                others.append(mount_point)
+        return cls(found, others)
 
     async def create(self, path: str) -> None:
         """Make a cgroup in every hierarchy; existing ones are kept.
@@ -102,8 +121,10 @@ class HostCgroups:
 
     def _remove(self, path: str) -> bool:
         gone = True
-        for hierarchy in self._hierarchies:
+        for hierarchy in self._all:
             try:
+                _end_processes(hierarchy / path)
+                _remove_below(hierarchy / path)
                 (hierarchy / path).rmdir()
             except FileNotFoundError:
                 continue
@@ -121,6 +142,19 @@ class HostCgroups:
                 (hierarchy / parent).rmdir()
 
 
+def _end_processes(group: Path) -> None:
+    """Kill what is still in a cgroup that is ours, such as containers of a host pod whose agent is gone."""
+    for file in group.rglob("cgroup.procs"):
+        for pid in file.read_text().split():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(pid), signal.SIGKILL)
+
+
+def _remove_below(group: Path) -> None:
+    for directory in sorted((path for path in group.rglob("*") if path.is_dir()), reverse=True):
+        directory.rmdir()
+
+
 def read_usage(directories: Sequence[Path]) -> HostUsage:
     """Read one cgroup in each hierarchy: v2's files (cgroup-v2.rst), else v1's (cgroup-v1/memory.rst, cpuacct.rst)."""
     files = _Files(directories)
@@ -135,8 +169,17 @@ def read_usage(directories: Sequence[Path]) -> HostUsage:
         memory_rss=stat.get("anon", stat.get("total_rss", 0)),
         page_faults=stat.get("total_pgfault", stat.get("pgfault", 0)),
         major_page_faults=stat.get("total_pgmajfault", stat.get("pgmajfault", 0)),
-        processes=len(files.text("cgroup.procs").split()),
+        processes=max((_count(directory) for directory in directories), default=0),
     )
+
+
+def _count(group: Path) -> int:
+    """Return how many processes are in a cgroup and those below."""
+    total = 0
+    for file in group.rglob("cgroup.procs"):
+        with contextlib.suppress(OSError):
+            total += len(file.read_text().split())
+    return total
 
 
 class _Files:

@@ -84,6 +84,10 @@ class ContainerVm:
         """Milliseconds: vsock and QEMU until the monitor answers, then until the agent answers."""
         return self._phases
 
+    def layer_name(self, serial: str) -> str:
+        """Return a layer's serial, by which the guest finds its disk."""
+        return serial
+
     async def attach_nic(self, nic: NetworkInterface, tap_fd: int) -> None:
         """Give the guest a NIC with the MAC that CNI chose."""
         await self._vm.attach_nic(Nic(id=nic.name, mac=nic.mac), tap_fd)

@@ -70,6 +70,9 @@ class RunningSandbox(Protocol):
     def phases(self) -> dict[str, float]:
         """Milliseconds each step of the start took."""
 
+    def layer_name(self, serial: str) -> str:
+        """Return how the agent is told of a layer that attach_layers() made visible."""
+
     async def attach_nic(self, nic: NetworkInterface, tap_fd: int) -> None:
         """Give the sandbox a NIC."""
 

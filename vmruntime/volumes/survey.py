@@ -79,7 +79,8 @@ def _look(field: str, mount: Mount, entries: list[MountEntry]) -> Volume:
         )
     if mount.id_mapped:
         raise Unimplemented(f"{field}.uidMappings: id-mapped mounts are not possible in a VM: {mount.container_path!r}")
-    source, mode = _resolve(f"{field}.host_path", mount.host_path)
+    source = host_path(f"{field}.host_path", mount.host_path)
+    mode = os.stat(source).st_mode
     memory = _memory_volume(mount, source, entries)
     if memory is not None:
         return memory
@@ -133,12 +134,18 @@ def volume_key(source: str) -> str:
     return hashlib.sha256(source.encode(errors="surrogateescape")).hexdigest()[:16]
 
 
-def _resolve(field: str, path: str) -> tuple[str, int]:
+def host_path(field: str, path: str) -> str:
+    """Return a path of the host without symbolic links; a missing one is made a directory. Blocks.
+
+    Raises:
+        InvalidArgument: It cannot be used.
+    """
     try:
         source = os.path.realpath(path)
         if not os.path.lexists(source):
             Path(source).mkdir(mode=0o755, parents=True, exist_ok=True)
-        return source, os.stat(source).st_mode
+        os.stat(source)
+        return source
     except OSError as error:
         raise InvalidArgument.field(field, path, f"cannot be used: {error.strerror}") from error
 

@@ -37,8 +37,12 @@ pub struct Crun {
 impl Crun {
     pub fn new(config: &Config, reaper: Arc<Reaper>) -> Self {
         let paths = config.paths.clone();
-        let program = Program::sealed(paths.crun());
-        if let (Mode::Vm, Program::Sealed(_)) = (config.mode, &program) {
+        // On a host it may be a script, and crun sees to its own safety.
+        let program = match config.mode {
+            Mode::Vm => Program::sealed(paths.crun()),
+            Mode::Host => Program::File(paths.crun().into()),
+        };
+        if let Program::Sealed(_) = &program {
             init::forget_file(paths.crun());
         }
         Self { paths, program, reaper, next: AtomicU64::new(0) }

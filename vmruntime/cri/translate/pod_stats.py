@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from vmruntime.cri.translate.stats import stats_to_cri, unsigned
 from vmruntime.generated import cri_pb2 as cri
 from vmruntime.model.container import Container
-from vmruntime.model.sandbox import Sandbox
+from vmruntime.model.sandbox import Sandbox, SandboxKind
 from vmruntime.model.stats import HostUsage, InterfaceUsage, SandboxUsage
 
 DEFAULT_INTERFACE = "eth0"
@@ -32,7 +32,9 @@ def pod_stats_to_cri(
     if usage is None:
         return cri.PodSandboxStats(attributes=attributes)
     measured = {one.id: one for one in usage.guest.containers}
-    processes = usage.host.processes + sum(one.pids for one in usage.guest.containers)
+    processes = usage.host.processes
+    if sandbox.spec.kind is not SandboxKind.HOST:
+        processes += sum(one.pids for one in usage.guest.containers)  # a VM's are not among the host's
     return cri.PodSandboxStats(
         attributes=attributes,
         linux=cri.LinuxPodSandboxStats(

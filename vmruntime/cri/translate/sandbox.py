@@ -27,6 +27,8 @@ from vmruntime.errors import InvalidArgument, Unimplemented
 from vmruntime.generated import cri_pb2 as cri
 from vmruntime.model.sandbox import (
     Dns,
+    NamespaceMode,
+    Namespaces,
     PortMapping,
     Sandbox,
     SandboxKind,
@@ -41,21 +43,35 @@ TARGET_RUNTIME_ANNOTATION = "kubernetes.io/target-runtime"
 VIRTLET_RUNTIME = "virtlet.cloud"
 HANDLERS = {kind.value: kind for kind in SandboxKind}
 
+DEFAULT_ORIGIN = "the configured default_kind"
+
 _PROTOCOLS = {0: "tcp", 1: "udp", 2: "sctp"}
 _NOT_IN_HOSTNAME = re.compile(r"[^a-z0-9-]+")
 
 
 def select_kind(
-    annotations: dict[str, str], runtime_handler: str, default: SandboxKind, supported: frozenset[SandboxKind]
+    annotations: dict[str, str],
+    runtime_handler: str,
+    default: SandboxKind,
+    supported: frozenset[SandboxKind],
+    *,
+    needs_host: str = "",
 ) -> SandboxKind:
-    """Choose what boots for a pod: annotation, else runtime handler, else the default.
+    """Choose what boots for a pod: annotation, else runtime handler, else the host when it must, else the default.
+
+    Args:
+        annotations: The pod's.
+        runtime_handler: As given.
+        default: For pods that do not say.
+        supported: What this daemon runs.
+        needs_host: Why the pod can only run on the host, such as "network: NODE"; empty: it need not.
 
     Raises:
         InvalidArgument: The annotation or the handler is unknown.
         Unimplemented: The kind exists but this version does not run it.
     """
     kind = default
-    origin = "the configured default_kind"
+    origin = DEFAULT_ORIGIN
     if runtime_handler:
         known = HANDLERS.get(runtime_handler)
         if known is None:
@@ -75,16 +91,45 @@ def select_kind(
         if known is None:
             raise bad(f"annotation {KIND_ANNOTATION}", asked, f"must be one of {', '.join(HANDLERS)}")
         kind, origin = known, f"annotation {KIND_ANNOTATION}={asked}"
+    if needs_host and origin == DEFAULT_ORIGIN and SandboxKind.HOST in supported:
+        kind, origin = SandboxKind.HOST, f"namespace_options.{needs_host}"
+    if needs_host and kind is not SandboxKind.HOST and SandboxKind.HOST in supported:
+        raise InvalidArgument(
+            f"config.linux.security_context: {needs_host}, the host's, cannot be had by a pod of kind {kind.value},"
+            f" which {origin} asks for",
+            remedy="leave out the kind, or choose host",
+        )
     if kind not in supported:
         names = ", ".join(sorted(k.value for k in supported)) or "none"
         raise Unimplemented(f"{kind.value} pods (chosen by {origin}) are not built in this version; it runs: {names}")
     return kind
 
 
+def _check_host_sysctls(name: str, sysctls: dict[str, str], namespaces: Namespaces) -> None:
+    """Refuse what would change the host: a host pod may set parameters of its own namespaces only."""
+    for key in sysctls:
+        own_network = key.startswith("net.") and namespaces.network is not NamespaceMode.NODE
+        of_ipc = key.startswith(("kernel.shm", "kernel.msg", "kernel.sem", "fs.mqueue."))
+        if not own_network and not (of_ipc and namespaces.ipc is not NamespaceMode.NODE):
+            raise InvalidArgument(f"{name}[{key}]: a pod on the host cannot set it without changing the host")
+
+
+def _needs_host(namespaces: Namespaces, *, privileged: bool) -> str:
+    """Return why a pod can only run on the host; empty: it need not."""
+    for name in ("network", "pid", "ipc"):
+        if getattr(namespaces, name) is NamespaceMode.NODE:
+            return f"{name}: NODE"
+    return "privileged (host_pods is privileged)" if privileged else ""
+
+
 def sandbox_from_cri(
-    request: cri.RunPodSandboxRequest, *, default_kind: SandboxKind, supported: frozenset[SandboxKind]
+    request: cri.RunPodSandboxRequest,
+    *,
+    default_kind: SandboxKind,
+    supported: frozenset[SandboxKind],
+    privileged_on_host: bool = False,
 ) -> SandboxSpec:
-    """Translate RunPodSandbox.
+    """Translate RunPodSandbox; with `privileged_on_host` privileged pods run on the host.
 
     Raises:
         InvalidArgument: A field is missing or cannot be used; the message names it.
@@ -98,10 +143,20 @@ def sandbox_from_cri(
     if config.HasField("windows"):
         raise InvalidArgument("config.windows: this runtime runs Linux pods")
     annotations = text_map("config.annotations", config.annotations)
-    kind = select_kind(annotations, request.runtime_handler, default_kind, supported)
     linux = config.linux
     security = linux.security_context
     context = "config.linux.security_context"
+    namespaces = namespaces_from_cri(
+        f"{context}.namespace_options",
+        security.namespace_options,
+        host_supported=SandboxKind.HOST in supported,
+        container=False,
+    )
+    needs_host = _needs_host(namespaces, privileged=security.privileged and privileged_on_host)
+    kind = select_kind(annotations, request.runtime_handler, default_kind, supported, needs_host=needs_host)
+    sysctls = _sysctls("config.linux.sysctls", linux)
+    if kind is SandboxKind.HOST:
+        _check_host_sysctls("config.linux.sysctls", sysctls, namespaces)
     if security.HasField("run_as_group") and not security.HasField("run_as_user"):
         raise InvalidArgument(f"{context}.run_as_group needs run_as_user beside it")
     return SandboxSpec(
@@ -115,13 +170,8 @@ def sandbox_from_cri(
         labels=text_map("config.labels", config.labels),
         annotations=annotations,
         cgroup_parent=_cgroup_parent("config.linux.cgroup_parent", linux.cgroup_parent),
-        sysctls=_sysctls("config.linux.sysctls", linux),
-        namespaces=namespaces_from_cri(
-            f"{context}.namespace_options",
-            security.namespace_options,
-            host_supported=SandboxKind.HOST in supported,
-            container=False,
-        ),
+        sysctls=sysctls,
+        namespaces=namespaces,
         privileged=security.privileged,
         overhead=(resources_from_cri("config.linux.overhead", linux.overhead) if linux.HasField("overhead") else None),
         resources=(

@@ -16,6 +16,13 @@ class BindMount(msgspec.Struct, frozen=True, kw_only=True):
     source: str
     readonly: bool
     propagation: str = "private"
+    recursive_readonly: bool = False
+
+
+def root_propagation(volumes: Sequence[BindMount]) -> str:
+    """Return linux.rootfsPropagation: mounts pass in or out only through a root that lets them."""
+    wanted = {volume.propagation for volume in volumes}
+    return "rshared" if "rshared" in wanted else "rslave" if "rslave" in wanted else "rprivate"
 
 
 def container_mounts(volumes: Sequence[BindMount], *, privileged: bool) -> list[dict[str, Any]]:
@@ -45,7 +52,9 @@ def kernel_mounts(*, privileged: bool) -> list[dict[str, Any]]:
 
 def _bind(volume: BindMount) -> dict[str, Any]:
     propagation = "rprivate" if volume.propagation == "private" else volume.propagation
-    options = ["rbind", propagation, "ro" if volume.readonly else "rw"]
+    # rro is of the OCI runtime specification 1.1: the mounts below as well.
+    access = "rw" if not volume.readonly else "rro" if volume.recursive_readonly else "ro"
+    options = ["rbind", propagation, access]
     return {"destination": volume.destination, "type": "bind", "source": volume.source, "options": options}
 
 

@@ -19,7 +19,7 @@ from vmruntime.model.container import ContainerSpec, SecurityContext
 from vmruntime.model.image import ImageConfig
 from vmruntime.model.sandbox import SandboxSpec
 from vmruntime.pods.oci.capabilities import capability_sets
-from vmruntime.pods.oci.mounts import BindMount, container_mounts
+from vmruntime.pods.oci.mounts import BindMount, container_mounts, root_propagation
 from vmruntime.pods.oci.process import arguments, directory, environment
 from vmruntime.pods.oci.resources import device_rules, guest_resources, resource_limits
 from vmruntime.pods.oci.seccomp import seccomp_filter
@@ -85,6 +85,7 @@ def build_oci_spec(
             **resource_limits(guest_resources(container.resources, sandbox.kind)),
         },
         "maskedPaths": _paths(security, security.masked_paths, MASKED_PATHS),
+        "rootfsPropagation": root_propagation(volumes),
         "readonlyPaths": _paths(security, security.readonly_paths, READONLY_PATHS),
     }
     if not security.privileged:
