@@ -116,6 +116,17 @@ class HostSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     crun: str = ""
 
 
+class MetricsSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The [metrics] table: the endpoint for Prometheus.
+
+    Attributes:
+        address: IP address to listen on; empty: no endpoint.
+    """
+
+    address: str = ""
+    port: Annotated[int, Meta(ge=1, le=65535)] = 9743
+
+
 class LogSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The [log] table: the daemon's own messages on stderr."""
 
@@ -148,6 +159,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     network: NetworkSettings = NetworkSettings()
     volumes: VolumeSettings = VolumeSettings()
     host: HostSettings = HostSettings()
+    metrics: MetricsSettings = MetricsSettings()
     streaming: StreamingSettings = StreamingSettings()
     log: LogSettings = LogSettings()
 

@@ -15,6 +15,7 @@ import structlog
 from google.protobuf.message import DecodeError, Message
 
 from vmruntime.errors import InvalidArgument, NotFound, Unimplemented, VmruntimeError
+from vmruntime.metrics.instruments import OPERATIONS
 
 log = structlog.get_logger(__name__)
 
@@ -200,9 +201,12 @@ def _logged(method: str) -> Iterator[_Outcome]:
         try:
             yield outcome
         except (asyncio.CancelledError, GeneratorExit):
+            OPERATIONS.labels(method, "CANCELLED").observe(time.monotonic() - started)
             log.info("cri call cancelled", duration_ms=_since(started))
             raise
         else:
+            code = "OK" if outcome.failure is None else _status(outcome.failure).name
+            OPERATIONS.labels(method, code).observe(time.monotonic() - started)
             _report(outcome, method, _since(started))
         finally:
             structlog.contextvars.unbind_contextvars(*_BOUND.values())

@@ -19,6 +19,7 @@ from vmruntime.daemon.conditions import DaemonConditions
 from vmruntime.daemon.images import DaemonImages
 from vmruntime.daemon.lock import only_daemon
 from vmruntime.daemon.logging import configure
+from vmruntime.daemon.metrics import serve_metrics
 from vmruntime.daemon.profiles import load_profile
 from vmruntime.daemon.readiness import notify
 from vmruntime.errors import FailedPrecondition
@@ -111,6 +112,7 @@ async def _start(settings: Settings, paths: Paths, stack: contextlib.AsyncExitSt
     )
     stack.push_async_callback(_let_go, context)
     await recover(context)
+    stack.enter_context(serve_metrics(settings.metrics, registry))
     pods = PodService(context)
     streaming = StreamingServer(pods, settings.streaming, clock)
     await streaming.start()

@@ -14,6 +14,7 @@ from vmruntime.agent.errors import AgentError
 from vmruntime.agent.interface import GuestContainerState, GuestPhase
 from vmruntime.aio.tasks import TaskScope
 from vmruntime.errors import VmruntimeError
+from vmruntime.metrics.instruments import LEAKS
 from vmruntime.model.container import Container, ContainerState
 from vmruntime.model.sandbox import Sandbox, SandboxState
 from vmruntime.pods.container_remove import delete_in_guest, forget_container
@@ -133,4 +134,5 @@ async def _release_ownerless(context: Context) -> None:
     owners = {resource.owner for resource in await context.owned.ledger.all()} - known - {""}
     for owner in owners:
         log.warning("releasing what nobody owns", owner=owner)
+        LEAKS.inc()
         await release_or_retry(context, owner)

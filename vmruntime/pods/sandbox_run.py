@@ -13,6 +13,7 @@ import structlog
 from vmruntime.agent.interface import GuestSetup
 from vmruntime.aio.tasks import TaskScope
 from vmruntime.errors import AlreadyExists, VmruntimeError
+from vmruntime.metrics.instruments import observe_start
 from vmruntime.model.ledger import Resource, ResourceKind
 from vmruntime.model.sandbox import Dns, NamespaceMode, PodNetwork, Sandbox, SandboxKind, SandboxSpec, SandboxState
 from vmruntime.pods.context import Context, Live
@@ -94,6 +95,7 @@ async def _start(context: Context, sandbox: Sandbox, began: float) -> None:
         sandbox.id, state=SandboxState.READY, network=network, kernel=running.hello.kernel, phases=phases
     )
     watch(context, sandbox.id, live)
+    observe_start(phases)
     log.info("sandbox ready", sandbox=sandbox.id, pod=sandbox.spec.metadata.name, milliseconds=round(phases["total"]))
 
 
