@@ -34,14 +34,18 @@ class Daemon:
         environment: Variables of the daemon besides those of the tests; changes count from the next start on.
     """
 
-    def __init__(self, base: Path, extra: str = "", *, built_in_network: bool = False) -> None:
+    def __init__(
+        self, base: Path, extra: str = "", *, built_in_network: bool = False, module: str = "vmruntime.daemon"
+    ) -> None:
         """Write the configuration.
 
         Args:
             base: Is made; short, because unix socket paths are.
             extra: More configuration, as TOML; it overrides what is written here, key by key.
             built_in_network: Use the bridge that daemons without a CNI configuration share.
+            module: What to run; tests.support.fake_daemon is a daemon without VMs.
         """
+        self._module = module
         self.base = base
         self.run = base / "run"
         self.root = base / "root"
@@ -102,7 +106,7 @@ class Daemon:
         """Start the daemon and wait until it answers Version."""
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "vmruntime.daemon", str(self.config)],
+                [sys.executable, "-m", self._module, str(self.config)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -8,14 +8,13 @@ import msgspec
 
 from vmruntime import __version__
 from vmruntime.config.settings import Settings
-from vmruntime.hypervisor.qemu.driver import QemuHypervisor
-from vmruntime.network.service import NetworkService
+from vmruntime.daemon.parts import Driver, PodNetworks
 
 
 class DaemonConditions:
     """Implements cri.ports.Conditions."""
 
-    def __init__(self, settings: Settings, network: NetworkService, hypervisor: QemuHypervisor) -> None:
+    def __init__(self, settings: Settings, network: PodNetworks, hypervisor: Driver) -> None:
         self._settings = settings
         self._network = network
         self._hypervisor = hypervisor

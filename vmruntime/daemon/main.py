@@ -20,6 +20,7 @@ from vmruntime.daemon.images import DaemonImages
 from vmruntime.daemon.lock import only_daemon
 from vmruntime.daemon.logging import configure
 from vmruntime.daemon.metrics import serve_metrics
+from vmruntime.daemon.parts import Parts
 from vmruntime.daemon.profiles import load_profile
 from vmruntime.daemon.readiness import notify
 from vmruntime.errors import FailedPrecondition
@@ -52,8 +53,12 @@ from vmruntime.streaming.server import StreamingServer
 log = structlog.get_logger(__name__)
 
 
-async def serve(settings: Settings) -> None:
+async def serve(settings: Settings, parts: Parts | None = None) -> None:
     """Run the daemon until SIGTERM or SIGINT. Pods go on without it.
+
+    Args:
+        settings: The configuration.
+        parts: Stand-ins for tests and benchmarks.
 
     Raises:
         VmruntimeError: It cannot start; the message names the cause and the remedy.
@@ -67,7 +72,7 @@ async def serve(settings: Settings) -> None:
         loop.add_signal_handler(signum, stopping.set)
     with only_daemon(paths.lock):
         async with contextlib.AsyncExitStack() as stack:
-            await _start(settings, paths, stack)
+            await _start(settings, paths, parts or Parts(), stack)
             notify("READY=1")
             log.info("ready", socket=str(_socket(settings, paths)))
             await stopping.wait()
@@ -75,7 +80,7 @@ async def serve(settings: Settings) -> None:
             log.info("stopping; pods go on")
 
 
-async def _start(settings: Settings, paths: Paths, stack: contextlib.AsyncExitStack) -> None:
+async def _start(settings: Settings, paths: Paths, parts: Parts, stack: contextlib.AsyncExitStack) -> None:
     database = await Database.open(paths.database)
     stack.push_async_callback(database.close)
     clock = SystemClock()
@@ -86,15 +91,15 @@ async def _start(settings: Settings, paths: Paths, stack: contextlib.AsyncExitSt
 
     images = ImageService(paths, database, settings.images, clock, in_use=layers_in_use)
     await images.load()
-    network = NetworkService(paths, settings.network)
-    owned = OwnedResources(Ledger(database), HostCgroups.detect())
+    network = parts.network or NetworkService(paths, settings.network)
+    owned = OwnedResources(Ledger(database), parts.cgroups or HostCgroups.detect())
 
     async def release_network(resource: Resource) -> None:
         await network.teardown(resource.key)
 
     owned.add_releaser(ResourceKind.NETWORK, release_network)
     owned.add_releaser(ResourceKind.SHARE, release_share)
-    hypervisor = await _hypervisor(settings, paths, owned, Facts(database))
+    hypervisor = parts.hypervisor or await _hypervisor(settings, paths, owned, Facts(database))
     backend = ContainerVmBackend(hypervisor, owned, paths, settings, _host_memory_mib())
     backends: dict[SandboxKind, SandboxBackend] = {SandboxKind.CONTAINER: backend}
     if (host := _host_backend(settings, paths, owned)) is not None:

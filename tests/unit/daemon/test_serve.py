@@ -1,0 +1,206 @@
+"""The whole daemon over its socket, with guests and network in memory: pods, a restart, the lock, readiness."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import msgspec
+import pytest
+
+from tests.support.fake_daemon import fake_parts
+from tests.support.fakes import make_image
+from tests.support.hosts import short_directory
+from vmruntime.config.settings import GuestSettings, LogSettings, Settings
+from vmruntime.daemon.lock import only_daemon
+from vmruntime.daemon.main import serve
+from vmruntime.daemon.parts import Parts
+from vmruntime.errors import FailedPrecondition
+from vmruntime.generated import cri_pb2 as cri
+from vmruntime.generated import cri_pb2_grpc
+from vmruntime.hypervisor.fake import FakeHypervisor
+from vmruntime.model.image import Image
+from vmruntime.paths import Paths
+from vmruntime.store.database import Database
+from vmruntime.store.image_records import ImageRecords
+
+PATIENCE = 30.0
+
+
+@pytest.fixture
+def settings() -> Iterator[Settings]:
+    with short_directory() as base:
+        (base / "guest").mkdir()
+        for name in ("vmlinuz", "initramfs.img"):
+            (base / "guest" / name).write_bytes(b"")
+        yield Settings(
+            root=str(base / "root"),
+            run=str(base / "run"),
+            guest=GuestSettings(directory=str(base / "guest")),
+            log=LogSettings(level="error"),
+        )
+
+
+@pytest.fixture
+async def parts() -> AsyncIterator[Parts]:
+    parts = fake_parts()
+    yield parts
+    assert isinstance(parts.hypervisor, FakeHypervisor)
+    await parts.hypervisor.close()
+
+
+async def put_image(settings: Settings) -> Image:
+    """Write an image into the store, as if it had been pulled."""
+    paths = Paths(root=Path(settings.root), run=Path(settings.run))
+    image = make_image("busybox", "a", entrypoint=["/bin/sh"])
+    paths.layers.mkdir(parents=True)
+    database = await Database.open(paths.database)
+    for layer in image.layers:
+        (paths.layers / f"{layer.diff_id.removeprefix('sha256:')}.erofs").write_bytes(b"\0" * layer.size)
+        await ImageRecords(database).put_layer(layer)
+    await ImageRecords(database).put_images([image])
+    await database.close()
+    return image
+
+
+@contextlib.asynccontextmanager
+async def serving(settings: Settings, parts: Parts) -> AsyncIterator[Any]:
+    """Run a daemon and yield a stub of its runtime service; SIGTERM ends it."""
+    daemon = asyncio.ensure_future(serve(settings, parts))
+    options = [("grpc.initial_reconnect_backoff_ms", 20), ("grpc.min_reconnect_backoff_ms", 20)]
+    channel = grpc.aio.insecure_channel(f"unix:{settings.run}/vmruntime.sock", options=options)
+    stub = cri_pb2_grpc.RuntimeServiceStub(channel)
+    version = asyncio.ensure_future(stub.Version(cri.VersionRequest(), wait_for_ready=True, timeout=PATIENCE))
+    try:
+        await asyncio.wait({daemon, version}, return_when=asyncio.FIRST_COMPLETED)
+        if daemon.done():
+            daemon.result()
+        await version
+        yield stub
+    finally:
+        version.cancel()
+        await channel.close()
+        if not daemon.done():
+            os.kill(os.getpid(), signal.SIGTERM)
+        await daemon
+
+
+def pod_config(settings: Settings, name: str) -> Any:
+    return cri.PodSandboxConfig(
+        metadata=cri.PodSandboxMetadata(name=name, uid="u", namespace="n"),
+        log_directory=f"{settings.root}/logs",
+        linux=cri.LinuxPodSandboxConfig(),
+    )
+
+
+async def start(stub: Any, settings: Settings, image: Image, script: str) -> tuple[str, str]:
+    config = pod_config(settings, "web")
+    pod = (await stub.RunPodSandbox(cri.RunPodSandboxRequest(config=config))).pod_sandbox_id
+    container = cri.ContainerConfig(
+        metadata=cri.ContainerMetadata(name="app"),
+        image=cri.ImageSpec(image=image.id),
+        command=["/bin/sh", "-c", script],
+        log_path="app.log",
+        linux=cri.LinuxContainerConfig(),
+    )
+    request = cri.CreateContainerRequest(pod_sandbox_id=pod, config=container, sandbox_config=config)
+    created = (await stub.CreateContainer(request)).container_id
+    await stub.StartContainer(cri.StartContainerRequest(container_id=created))
+    return pod, created
+
+
+async def exited(stub: Any, container: str) -> Any:
+    async with asyncio.timeout(PATIENCE):
+        while True:
+            status = (await stub.ContainerStatus(cri.ContainerStatusRequest(container_id=container))).status
+            if status.state == cri.CONTAINER_EXITED:
+                return status
+            await asyncio.sleep(0.01)
+
+
+async def test_a_pod_from_start_to_removal(settings: Settings, parts: Parts) -> None:
+    image = await put_image(settings)
+    async with serving(settings, parts) as stub:
+        pod, container = await start(stub, settings, image, "echo hello; exit 3")
+        status = await exited(stub, container)
+        assert (status.exit_code, status.reason) == (3, "Error")
+        assert Path(settings.root, "logs", "app.log").read_text().endswith("stdout F hello\n")
+        (listed,) = (await stub.ListPodSandbox(cri.ListPodSandboxRequest())).items
+        assert (listed.id, listed.state) == (pod, cri.SANDBOX_READY)
+        await stub.StopPodSandbox(cri.StopPodSandboxRequest(pod_sandbox_id=pod))
+        await stub.RemovePodSandbox(cri.RemovePodSandboxRequest(pod_sandbox_id=pod))
+        assert not (await stub.ListPodSandbox(cri.ListPodSandboxRequest())).items
+        assert parts.network is not None
+        assert parts.network.attached == {}  # type: ignore[attr-defined]
+        assert list(Path(settings.run, "sandboxes").iterdir()) == []
+
+
+async def test_the_next_daemon_finds_the_pods_and_their_output(settings: Settings, parts: Parts) -> None:
+    image = await put_image(settings)
+    async with serving(settings, parts) as stub:
+        pod, container = await start(stub, settings, image, "echo one; sleep 0.3; echo two; exit 4")
+    await asyncio.sleep(0.5)  # it writes and exits while no daemon is there
+    async with serving(settings, parts) as stub:
+        assert (await exited(stub, container)).exit_code == 4
+        log = Path(settings.root, "logs", "app.log").read_text().splitlines()
+        assert [line.rpartition(" ")[2] for line in log] == ["one", "two"]
+        await stub.RemovePodSandbox(cri.RemovePodSandboxRequest(pod_sandbox_id=pod))
+
+
+async def test_a_pod_that_died_meanwhile_is_not_ready(settings: Settings, parts: Parts) -> None:
+    image = await put_image(settings)
+    async with serving(settings, parts) as stub:
+        pod, container = await start(stub, settings, image, "sleep 1000")
+    assert isinstance(parts.hypervisor, FakeHypervisor)
+    await parts.hypervisor.machines[pod].crash()
+    async with serving(settings, parts) as stub:
+        assert (await exited(stub, container)).exit_code == 255
+        status = (await stub.PodSandboxStatus(cri.PodSandboxStatusRequest(pod_sandbox_id=pod))).status
+        assert status.state == cri.SANDBOX_NOTREADY
+        await stub.RemovePodSandbox(cri.RemovePodSandboxRequest(pod_sandbox_id=pod))
+
+
+async def test_two_daemons_do_not_share_directories(settings: Settings, parts: Parts) -> None:
+    async with serving(settings, parts) as stub:
+        with pytest.raises(FailedPrecondition, match="another vmruntime daemon uses"):
+            with only_daemon(Paths(run=Path(settings.run)).lock):
+                pass
+        assert (await stub.Version(cri.VersionRequest())).runtime_name == "vmruntime"
+
+
+async def test_status_says_what_is_missing(settings: Settings, parts: Parts) -> None:
+    async with serving(settings, parts) as stub:
+        ready = {one.type: one.status for one in (await stub.Status(cri.StatusRequest())).status.conditions}
+        assert ready == {"RuntimeReady": True, "NetworkReady": True}
+        Path(settings.guest.directory, "initramfs.img").unlink()
+        conditions = {one.type: one for one in (await stub.Status(cri.StatusRequest())).status.conditions}
+        assert (conditions["RuntimeReady"].status, conditions["RuntimeReady"].reason) == (False, "GuestMissing")
+        assert "initramfs.img is missing" in conditions["RuntimeReady"].message
+
+
+async def test_a_service_manager_is_told(
+    settings: Settings, parts: Parts, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind("\0" + f"vmruntime-test-{os.getpid()}")
+        manager.setblocking(False)
+        monkeypatch.setenv("NOTIFY_SOCKET", f"@vmruntime-test-{os.getpid()}")
+        async with serving(settings, parts):
+            assert manager.recv(64) == b"READY=1"
+            with pytest.raises(BlockingIOError):
+                manager.recv(64)
+        assert manager.recv(64) == b"STOPPING=1"
+
+
+async def test_directories_that_cannot_be_made(settings: Settings, parts: Parts, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    bad = msgspec.structs.replace(settings, run=str(tmp_path / "file" / "run"))
+    with pytest.raises(FailedPrecondition, match=r"file/run cannot be made: Not a directory"):
+        await serve(bad, parts)

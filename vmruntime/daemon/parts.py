@@ -1,0 +1,38 @@
+"""What of a daemon is something else in tests and benchmarks. No configuration leads here."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Protocol
+
+from vmruntime.hypervisor.interface import Accelerator, Hypervisor, VsockTransport
+from vmruntime.pods.ports import Network
+from vmruntime.sandboxes.cgroup import HostCgroups
+
+
+class Driver(Hypervisor, Protocol):
+    """A hypervisor that says how it runs guests."""
+
+    @property
+    def accelerator(self) -> Accelerator:
+        """How guest instructions run."""
+
+    @property
+    def transport(self) -> VsockTransport:
+        """How the host reaches guests."""
+
+
+class PodNetworks(Network, Protocol):
+    """Pod networks that say whether they work."""
+
+    async def ready(self) -> tuple[bool, str]:
+        """Return whether pods can get an address, and why not."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Parts:
+    """Stand-ins; None: the real part, as the settings have it."""
+
+    hypervisor: Driver | None = None
+    network: PodNetworks | None = None
+    cgroups: HostCgroups | None = None
