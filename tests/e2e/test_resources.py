@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -129,6 +131,26 @@ def test_an_exited_container_keeps_its_limits(daemon: Daemon, image: str, pod: s
     with pytest.raises(grpc.RpcError) as caught:
         daemon.runtime.UpdateContainerResources(cri.UpdateContainerResourcesRequest(container_id=container))
     assert caught.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+
+
+def test_a_pods_cgroup_without_room_for_its_vm(daemon: Daemon, image: str) -> None:
+    """kubelet's limit is the containers' alone when no RuntimeClass declares an overhead."""
+    hierarchy = Path("/sys/fs/cgroup/memory")
+    hierarchy = hierarchy if hierarchy.is_dir() else Path("/sys/fs/cgroup")
+    parent = hierarchy / f"small-{os.getpid()}"
+    parent.mkdir()
+    try:
+        limit = parent / ("memory.max" if (parent / "memory.max").exists() else "memory.limit_in_bytes")
+        limit.write_text(str(64 * MIB))
+        config = sandbox_config("small", daemon.base)
+        config.linux.cgroup_parent = f"/{parent.name}"
+        config.linux.resources.memory_limit_in_bytes = 64 * MIB
+        pod = daemon.runtime.RunPodSandbox(cri.RunPodSandboxRequest(config=config)).pod_sandbox_id
+        container = start(daemon, pod, image, "main", "sleep 1000", linux=linux(memory_limit_in_bytes=64 * MIB))
+        assert out(daemon, container, "cat /sys/fs/cgroup/memory.max") == str(64 * MIB)
+        daemon.runtime.RemovePodSandbox(cri.RemovePodSandboxRequest(pod_sandbox_id=pod))
+    finally:
+        parent.rmdir()
 
 
 def test_statistics_and_metrics_of_pods(daemon: Daemon, image: str, pod: str) -> None:

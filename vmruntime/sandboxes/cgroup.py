@@ -93,6 +93,10 @@ class HostCgroups:
         """Move a process into a cgroup."""
         await in_thread(lambda: self._add(path, pid))
 
+    async def memory_limit(self, path: str) -> int | None:
+        """Return the lowest limit of a cgroup and those above it, in bytes; None: there is none."""
+        return await in_thread(lambda: _memory_limit(self._hierarchies, path))
+
     async def usage(self, path: str) -> HostUsage:
         """Return what the processes of a cgroup have used; a controller the host does not have counts as 0."""
         return await in_thread(lambda: read_usage([hierarchy / path for hierarchy in self._hierarchies]))
@@ -153,6 +157,17 @@ def _end_processes(group: Path) -> None:
 def _remove_below(group: Path) -> None:
     for directory in sorted((path for path in group.rglob("*") if path.is_dir()), reverse=True):
         directory.rmdir()
+
+
+def _memory_limit(hierarchies: Sequence[Path], path: str) -> int | None:
+    limits = []
+    for hierarchy in hierarchies:
+        for group in (Path(path), *Path(path).parents):
+            for name in ("memory.max", "memory.limit_in_bytes"):
+                with contextlib.suppress(OSError, ValueError):
+                    limits.append(int((hierarchy / group / name).read_text()))
+    # Version 1 says "none" by the largest number of whole pages.
+    return min((limit for limit in limits if limit < 1 << 62), default=None)
 
 
 def read_usage(directories: Sequence[Path]) -> HostUsage:

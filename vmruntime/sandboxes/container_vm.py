@@ -28,7 +28,7 @@ from vmruntime.sandboxes import scratch
 from vmruntime.sandboxes.cgroup import cgroup_path
 from vmruntime.sandboxes.interface import LayerDisk, Published
 from vmruntime.sandboxes.ledger import OwnedResources, process_identity
-from vmruntime.sandboxes.size import size_for
+from vmruntime.sandboxes.size import HOST_OVERHEAD_MIB, MIB, size_for
 from vmruntime.sandboxes.vm_devices import block_disk, device_serial
 from vmruntime.sandboxes.vm_volumes import SHARE_ROLE, VmVolumes
 
@@ -182,7 +182,7 @@ class ContainerVmBackend:
 
     async def usage(self, sandbox: Sandbox) -> HostUsage:
         """Return what the VM and its helpers use on the host."""
-        return await self._owned.cgroups.usage(self._cgroup(sandbox))
+        return await self._owned.cgroups.usage(await self._owned.cgroup_of(sandbox.id))
 
     async def start(self, sandbox: Sandbox) -> ContainerVm:
         """Boot a guest and wait for its agent; on failure everything it made is released.
@@ -223,7 +223,7 @@ class ContainerVmBackend:
                 raise FailedPrecondition(f"there is no guest to boot: {file} is missing", remedy="make guest")
         size = self.size(sandbox)
         directory, disks = self._paths.sandbox(sandbox.id), self._paths.pod_disks(sandbox.id)
-        cgroup = self._cgroup(sandbox)
+        cgroup = await self._choose_cgroup(sandbox, size)
         await self._owned.cgroup(sandbox.id, cgroup)
         await self._owned.directory(sandbox.id, directory, 0o711, until_removed=True)
         await self._owned.directory(sandbox.id, disks)
@@ -287,15 +287,36 @@ class ContainerVmBackend:
         volumes = self._volumes(vm, sandbox)
         return ContainerVm(vm, relay, agent, hello, volumes=volumes, phases=phases, attached=attached)
 
-    def _cgroup(self, sandbox: Sandbox) -> str:
-        return cgroup_path(sandbox.spec.cgroup_parent or self._settings.cgroup_parent, sandbox.id)
+    async def _choose_cgroup(self, sandbox: Sandbox, size: VmSize) -> str:
+        """Return where the VM goes: under kubelet's parent, unless its memory limit would get the VM killed.
+
+        kubelet's limit is the containers' plus the RuntimeClass's overhead; without one there is no room for the guest's
+        kernel and QEMU.
+        """
+        parent = sandbox.spec.cgroup_parent
+        own = cgroup_path(self._settings.cgroup_parent, sandbox.id)
+        if not parent:
+            return own
+        wanted = cgroup_path(parent, sandbox.id)
+        limit = await self._owned.cgroups.memory_limit(wanted)
+        needed = (size.memory_mib + HOST_OVERHEAD_MIB) * MIB
+        if limit is None or limit >= needed:
+            return wanted
+        log.warning(
+            "the pod's cgroup is too small for its VM, which runs outside of it",
+            sandbox=sandbox.id,
+            limit_mib=limit // MIB,
+            needed_mib=needed // MIB,
+            remedy="a RuntimeClass with overhead.podFixed",
+        )
+        return own
 
     def _recorder(self, sandbox: Sandbox) -> Recorder:
         """Return what writes down a process of the VM and puts it into the pod's cgroup before it runs."""
 
         async def record(role: str, identity: ProcessIdentity) -> None:
             await self._owned.process(sandbox.id, role, identity)
-            await self._owned.cgroups.add(self._cgroup(sandbox), identity.pid)
+            await self._owned.cgroups.add(await self._owned.cgroup_of(sandbox.id), identity.pid)
 
         return record
 

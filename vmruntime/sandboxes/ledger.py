@@ -51,6 +51,17 @@ class OwnedResources:
         await self.ledger.record(Resource(owner=owner, kind=ResourceKind.CGROUP, key=path))
         await self.cgroups.create(path)
 
+    async def cgroup_of(self, owner: str) -> str:
+        """Return the cgroup that an owner was given.
+
+        Raises:
+            Internal: It has none.
+        """
+        for resource in await self.ledger.owned_by(owner):
+            if resource.kind is ResourceKind.CGROUP:
+                return resource.key
+        raise Internal(f"{owner[:13]} has no cgroup")
+
     async def process(self, owner: str, role: str, identity: ProcessIdentity) -> None:
         """Record a process that is about to become itself."""
         data = {"role": role, "start_time": str(identity.start_time)}

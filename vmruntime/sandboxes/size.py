@@ -18,6 +18,10 @@ SMALLEST_MIB = 96
 """Below this the guest's kernel and agent leave containers nothing (measured; see docs/architecture.md)."""
 
 LARGEST_VCPUS = 255
+HOST_OVERHEAD_MIB = 64
+"""What QEMU, vhost-device-vsock and virtiofsd take besides the guest's memory (make bench ONLY=pss_idle_pod)."""
+
+SMALLEST_OVERHEAD_MIB = 32
 MOST_PLUGGED_VCPUS = 16
 """Each possible processor costs every guest some memory, plugged in or not."""
 
@@ -82,7 +86,9 @@ def _memory_mib(spec: SandboxSpec, settings: GuestSettings) -> int:
     if limit <= 0:
         return settings.default_memory_mib
     declared = spec.overhead.memory_limit if spec.overhead else 0
-    overhead = math.ceil(declared / MIB) if declared > 0 else settings.overhead_memory_mib
+    # A declared overhead covers QEMU as well, which is not the guest's memory.
+    guest_share = max(SMALLEST_OVERHEAD_MIB, math.ceil(declared / MIB) - HOST_OVERHEAD_MIB)
+    overhead = guest_share if declared > 0 else settings.overhead_memory_mib
     return max(SMALLEST_MIB, math.ceil(limit / MIB) + overhead)
 
 

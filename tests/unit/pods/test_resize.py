@@ -9,9 +9,9 @@ import pytest
 from vmruntime.errors import InvalidArgument
 from vmruntime.model.resources import LinuxResources
 from vmruntime.model.sandbox import SandboxKind
-from vmruntime.pods.oci.resources import guest_resources
+from vmruntime.pods.oci.resources import guest_resources, hugetlb_controlled
 from vmruntime.pods.resize import merge
-from vmruntime.sandboxes.cgroup import read_usage
+from vmruntime.sandboxes.cgroup import HostCgroups, read_usage
 
 
 def test_what_is_left_out_stays() -> None:
@@ -25,7 +25,9 @@ def test_what_is_left_out_stays() -> None:
 def test_the_hosts_processors_mean_nothing_in_a_vm() -> None:
     given = LinuxResources(cpuset_cpus="7", cpuset_mems="1", hugepage_limits={"2MB": 0}, memory_limit=1)
     assert guest_resources(given, SandboxKind.CONTAINER) == LinuxResources(memory_limit=1)
-    assert guest_resources(given, SandboxKind.HOST) is given
+    on_host = guest_resources(given, SandboxKind.HOST)
+    assert on_host.cpuset_cpus == "7"
+    assert on_host.hugepage_limits == (given.hugepage_limits if hugetlb_controlled() else {})
     with pytest.raises(InvalidArgument, match="2MB: 4"):
         guest_resources(LinuxResources(hugepage_limits={"2MB": 4}), SandboxKind.CONTAINER)
 
@@ -49,3 +51,14 @@ def test_usage_of_both_versions_of_cgroups(tmp_path: Path) -> None:
     v1 = read_usage([tmp_path / "cpuacct", tmp_path / "memory"])
     assert (v1.cpu_ns, v1.memory_usage, v1.memory_working_set, v1.memory_rss, v1.page_faults) == (9, 2000, 1500, 600, 8)
     assert read_usage([tmp_path / "none"]).memory_usage == 0
+
+
+async def test_the_lowest_limit_above_a_cgroup_counts(tmp_path: Path) -> None:
+    (tmp_path / "kubepods" / "pod").mkdir(parents=True)
+    cgroups = HostCgroups([tmp_path])
+    assert await cgroups.memory_limit("kubepods/pod/vm") is None
+    (tmp_path / "kubepods" / "memory.limit_in_bytes").write_text("9223372036854771712\n")
+    assert await cgroups.memory_limit("kubepods/pod/vm") is None
+    (tmp_path / "kubepods" / "memory.max").write_text("500\n")
+    (tmp_path / "kubepods" / "pod" / "memory.max").write_text("max\n")
+    assert await cgroups.memory_limit("kubepods/pod/vm") == 500

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -42,6 +43,14 @@ def device_rules(*, privileged: bool) -> list[dict[str, Any]]:
     return rules
 
 
+def hugetlb_controlled(root: Path = Path("/sys/fs/cgroup")) -> bool:
+    """Whether the host's cgroups, of either version, have a controller for huge pages."""
+    try:
+        return (root / "hugetlb").is_dir() or "hugetlb" in (root / "cgroup.controllers").read_text().split()
+    except OSError:
+        return False
+
+
 def guest_resources(resources: LinuxResources, kind: SandboxKind) -> LinuxResources:
     """Return limits as they make sense where the container runs.
 
@@ -53,7 +62,10 @@ def guest_resources(resources: LinuxResources, kind: SandboxKind) -> LinuxResour
         InvalidArgument: A VM cannot give what is asked for.
     """
     if kind is not SandboxKind.CONTAINER:
-        return resources
+        if hugetlb_controlled():
+            return resources
+        # Where nothing counts huge pages, limits on them can neither be set nor be exceeded knowingly.
+        return msgspec.structs.replace(resources, hugepage_limits={})
     for size, limit in resources.hugepage_limits.items():
         if limit > 0:
             raise InvalidArgument.field(
