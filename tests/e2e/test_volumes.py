@@ -195,7 +195,7 @@ def test_block_devices_and_device_nodes(daemon: Daemon, image: str, pod: str, tm
                 daemon, pod, image, "bad", "true", devices=[cri.Device(container_path="/dev/x", host_path="/dev/no")]
             )
         assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
-        assert "/dev/no is not a device of the pod's VM" in str(caught.value.details())
+        assert "/dev/no is not a device of the pod's machine" in str(caught.value.details())
     finally:
         subprocess.run(["losetup", "-d", loop], check=True)
 
