@@ -158,7 +158,7 @@ class ProcessStream(Protocol):
     """A process's streams. Writing never fails: why a stream has ended is told by output()."""
 
     def output(self) -> AsyncIterator[OutputChunk]:
-        """Iterate over what it writes, to the end. An empty chunk says nothing."""
+        """Iterate over what it writes, to the end. An empty chunk says that it runs, or is joined, now."""
 
     async def write(self, data: bytes) -> None:
         """Send input; waits while the process takes none."""

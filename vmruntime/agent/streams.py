@@ -88,7 +88,9 @@ class ExecStream:
         """Iterate over the output to its end; then `end` is known."""
         async for message in self._stream.messages():
             which = message.WhichOneof("message")
-            if which in ("stdout", "stderr"):
+            if which == "started":
+                yield OutputChunk(False, b"")
+            elif which in ("stdout", "stderr"):
                 yield OutputChunk(which == "stderr", getattr(message, which))
             elif which == "exited":
                 self._end = ExecEnd(

@@ -10,8 +10,10 @@ from typing import IO, Any
 import click
 
 from vmruntime import __version__
+from vmruntime.cli.commands.attach import attach
 from vmruntime.cli.commands.completion import completion
 from vmruntime.cli.commands.console import console
+from vmruntime.cli.commands.cp import cp
 from vmruntime.cli.commands.doctor import doctor
 from vmruntime.cli.commands.exec import exec_
 from vmruntime.cli.commands.guest import guest
@@ -19,6 +21,7 @@ from vmruntime.cli.commands.image import image
 from vmruntime.cli.commands.inspect import inspect
 from vmruntime.cli.commands.list import list_
 from vmruntime.cli.commands.logs import logs
+from vmruntime.cli.commands.port_forward import port_forward
 from vmruntime.cli.commands.rm import rm
 from vmruntime.cli.commands.run import run
 from vmruntime.cli.commands.serve import serve
@@ -91,7 +94,7 @@ def main(ctx: click.Context, config: Path | None, address: str, debug: bool) -> 
 
 
 for command in (
-    run, list_, exec_, logs, stop, rm, inspect, console, image, serve, doctor, guest, version, completion,
+    run, list_, exec_, attach, logs, port_forward, cp, stop, rm, inspect, console, image, serve, doctor, guest, version, completion,
 ):  # fmt: skip
     main.add_command(command)
 

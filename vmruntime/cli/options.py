@@ -23,21 +23,9 @@ def container(function: F) -> F:
 
 
 def terminal(function: F) -> F:
-    """Add -i and -t, refused for now with words of their own rather than as unknown options."""
-
-    def refuse(ctx: click.Context, param: click.Parameter, value: bool) -> bool:
-        if value:
-            raise click.UsageError(
-                f"{param.opts[0]}: interactive terminals are not built yet; leave out -i and -t", ctx=ctx
-            )
-        return value
-
-    function = click.option(
-        "-t", "--tty", is_flag=True, expose_value=False, callback=refuse, help="Give it a terminal (not built yet)."
-    )(function)
-    return click.option(
-        "-i", "--interactive", is_flag=True, expose_value=False, callback=refuse, help="Pass stdin on (not built yet)."
-    )(function)
+    """Add -i and -t."""
+    function = click.option("-t", "--tty", is_flag=True, help="Give it a terminal.")(function)
+    return click.option("-i", "--interactive", is_flag=True, help="Pass stdin on.")(function)
 
 
 def dashes(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> tuple[str, ...]:

@@ -37,6 +37,7 @@ class RunOptions:
         entrypoint: Replaces the image's entry point; empty: the image's.
         memory: Bytes, 0 for no limit.
         cpus: CPUs, 0 for no limit.
+        stdin, tty: Whether it has a standard input, open until the first client's ends, and a terminal.
         user: A security context that sets just the user.
     """
 
@@ -54,6 +55,8 @@ class RunOptions:
     ports: Sequence[cri_pb2.PortMapping] = ()
     user: cri_pb2.LinuxContainerSecurityContext | None = None
     workdir: str = ""
+    stdin: bool = False
+    tty: bool = False
     dns: cri_pb2.DNSConfig | None = None
 
 
@@ -102,6 +105,9 @@ def container_config(options: RunOptions, image_ref: str) -> cri_pb2.ContainerCo
         labels=options.labels,
         annotations={CREATOR_ANNOTATION: CREATOR},
         log_path=f"{name}.log",
+        stdin=options.stdin,
+        stdin_once=options.stdin,
+        tty=options.tty,
         linux=cri_pb2.LinuxContainerConfig(resources=_resources(options), security_context=security),
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,13 +13,15 @@ import click
 from vmruntime.cli import images
 from vmruntime.cli.client import Client
 from vmruntime.cli.crilog import LogFile
-from vmruntime.cli.follow import Follower, printer, report_malformed, status_of
+from vmruntime.cli.follow import STATUS_INTERVAL, Follower, printer, report_malformed, status_of
+from vmruntime.cli.interactive import join_container
 from vmruntime.cli.interrupts import Interrupted, Interrupts
 from vmruntime.cli.logdirs import make_log_directory, remove_log_directory
 from vmruntime.cli.podspec import RunOptions, container_config, pod_config
 from vmruntime.cli.progress import working
 from vmruntime.cli.render import printable
-from vmruntime.errors import NotFound, VmruntimeError
+from vmruntime.config.settings import StreamingSettings
+from vmruntime.errors import NotFound, Unavailable, VmruntimeError
 from vmruntime.generated import cri_pb2
 
 
@@ -31,12 +34,17 @@ class RunPolicy:
         remove: Remove the pod at the end.
         stop_timeout: Seconds between the stop signal and the end, after Ctrl-C.
         logs: Where the pods' log directories are.
+        streaming: How the daemon serves streams.
     """
 
     pull: str
     remove: bool
     stop_timeout: int
     logs: Path
+    streaming: StreamingSettings = dataclasses.field(default_factory=StreamingSettings)
+
+
+EXIT_SECONDS = 30.0
 
 
 class Runner:
@@ -54,8 +62,14 @@ class Runner:
         """Run the container to its end and return the exit status; Ctrl-C and SIGTERM stop it."""
         with Interrupts() as interrupts:
             try:
-                self._start(interrupts)
-                status = self._follow(interrupts)
+                self._create(interrupts)
+                if self._options.stdin or self._options.tty:
+                    if not self._converse(interrupts):
+                        return 0
+                    status = self._wait_exit()
+                else:
+                    self._start()
+                    status = self._follow(interrupts)
             except Interrupted as interrupted:
                 self._clean_up()
                 return 128 + interrupted.signum
@@ -72,7 +86,8 @@ class Runner:
         """Start the pod and leave it running; return the ids of pod and container."""
         with Interrupts() as interrupts:
             try:
-                self._start(interrupts)
+                self._create(interrupts)
+                self._start()
             except BaseException as error:
                 self._discard()
                 if isinstance(error, Interrupted):
@@ -80,7 +95,7 @@ class Runner:
                 raise
         return self._pod_id, self._container_id
 
-    def _start(self, interrupts: Interrupts) -> None:
+    def _create(self, interrupts: Interrupts) -> None:
         client = self._client
         image = images.ensure(client, self._options.image, self._policy.pull, self._pod, while_waiting=interrupts.check)
         make_log_directory(Path(self._pod.log_directory))
@@ -95,8 +110,37 @@ class Runner:
             )
             self._container_id = client.call(client.runtime.CreateContainer, create).container_id
             interrupts.check()
-            start = cri_pb2.StartContainerRequest(container_id=self._container_id)
-            client.call(client.runtime.StartContainer, start)
+
+    def _start(self) -> None:
+        request = cri_pb2.StartContainerRequest(container_id=self._container_id)
+        self._client.call(self._client.runtime.StartContainer, request)
+
+    def _converse(self, interrupts: Interrupts) -> bool:
+        """Join the container's streams, start it and stay until its end; False when the user left it running."""
+        try:
+            return join_container(
+                self._client,
+                self._policy.streaming,
+                self._container_id,
+                stdin=self._options.stdin,
+                tty=self._options.tty,
+                ready=self._start,
+                watch=interrupts.check,
+            )
+        except Interrupted:
+            timeout = self._policy.stop_timeout if interrupts.count == 1 else 0
+            request = cri_pb2.StopContainerRequest(container_id=self._container_id, timeout=timeout)
+            self._client.call(self._client.runtime.StopContainer, request)
+            return True
+
+    def _wait_exit(self) -> cri_pb2.ContainerStatus:
+        """Return the container's status when it has exited; its streams have ended, so that is soon."""
+        deadline = time.monotonic() + EXIT_SECONDS
+        while (status := status_of(self._client, self._container_id)).state != cri_pb2.CONTAINER_EXITED:
+            if time.monotonic() > deadline:
+                raise Unavailable("the container's streams ended, but it did not")
+            time.sleep(STATUS_INTERVAL)
+        return status
 
     def _follow(self, interrupts: Interrupts) -> cri_pb2.ContainerStatus:
         path = status_of(self._client, self._container_id).log_path

@@ -31,6 +31,8 @@ class ChannelSession:
         self._pipes = {number: Pipe(budget) for number in readable}
         self._idle = idle
         self._gone = asyncio.Event()
+        self.greeted = asyncio.Event()
+        """Set when the server has said that the process runs, or is joined."""
         self.close_code = 0
         """What the peer gave as its reason, 0 when it gave none."""
 
@@ -105,6 +107,8 @@ class ChannelSession:
     async def _received(self, event: ChannelData) -> None:
         if self._idle is not None:
             self._idle.touch()
-        if pipe := self._pipes.get(event.channel):
+        if not event.data:
+            self.greeted.set()
+        elif pipe := self._pipes.get(event.channel):
             await wait_room(pipe, self._wire.peer_gone)
             pipe.put(event.data)

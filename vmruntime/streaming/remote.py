@@ -20,6 +20,9 @@ log = structlog.get_logger(__name__)
 class RemoteStreams(Protocol):
     """The client's end of exec and attach."""
 
+    async def greet(self) -> None:
+        """Say that the process runs, or is joined, now."""
+
     async def read_input(self) -> bytes:
         """Return input; b"" at its end."""
 
@@ -97,8 +100,7 @@ async def _join(remote: RemoteStreams, stream: ProcessStream) -> None:
     """Pass everything on until the process's output is at its end."""
     async with beside(_input(remote, stream), _sizes(remote, stream), _until_gone(remote)):
         async for chunk in stream.output():
-            if chunk.data:
-                await remote.write(chunk)
+            await (remote.write(chunk) if chunk.data else remote.greet())
 
 
 async def _input(remote: RemoteStreams, stream: ProcessStream) -> None:

@@ -72,6 +72,9 @@ class SpdyRemote:
             raise TimedOut(f"the client did not open its streams within {timeout:g} s: {missing}") from None
         return cls(session, protocol, streams)
 
+    async def greet(self) -> None:
+        """Say nothing: the protocol has no word for it."""
+
     async def read_input(self) -> bytes:
         """Return input; b"" at its end."""
         stdin = self._streams.get("stdin")

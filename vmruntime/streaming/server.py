@@ -190,7 +190,6 @@ class StreamingServer:
                     await self._forward_channels(session, spec, numbers)
                 else:
                     remote = WebSocketRemote(session, protocol, spec)
-                    await remote.greet()
                     await self._process(remote, spec)
                 await session.close()
         except ProtocolError:

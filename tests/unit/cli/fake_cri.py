@@ -12,8 +12,10 @@ from typing import Any, NoReturn
 
 import grpc
 
+from tests.unit.cli.fake_streams import FakeStreams
 from vmruntime.generated import cri_pb2, cri_pb2_grpc
 from vmruntime.ids import new_id
+from vmruntime.model.streams import AttachSpec, ExecSpec, PortForwardSpec
 
 
 @dataclasses.dataclass
@@ -44,10 +46,14 @@ class FakeCri(cri_pb2_grpc.RuntimeServiceServicer, cri_pb2_grpc.ImageServiceServ
         self.failures: dict[str, tuple[grpc.StatusCode, str]] = {}
         self.hooks: dict[str, Callable[[], None]] = {}
         self.exec_answer = cri_pb2.ExecSyncResponse()
+        self.info: dict[str, str] = {}
         self._ended: dict[str, threading.Event] = {}
         self._threads: list[threading.Thread] = []
+        # A streaming server; it logs when it starts, so that is before any command whose output counts.
+        self.streams = FakeStreams()
 
     def close(self) -> None:
+        self.streams.close()
         for event in self._ended.values():
             event.set()
         for thread in self._threads:
@@ -216,7 +222,36 @@ class FakeCri(cri_pb2_grpc.RuntimeServiceServicer, cri_pb2_grpc.ImageServiceServ
     def ContainerStatus(self, request: Any, context: grpc.ServicerContext) -> cri_pb2.ContainerStatusResponse:
         self._enter("ContainerStatus", request, context)
         status = self.containers.get(request.container_id) or self._unknown(request.container_id, context)
-        return cri_pb2.ContainerStatusResponse(status=status)
+        return cri_pb2.ContainerStatusResponse(status=status, info=self.info if request.verbose else None)
+
+    def Exec(self, request: Any, context: grpc.ServicerContext) -> cri_pb2.ExecResponse:
+        self._enter("Exec", request, context)
+        spec = ExecSpec(
+            container_id=request.container_id,
+            argv=list(request.cmd),
+            tty=request.tty,
+            stdin=request.stdin,
+            stdout=request.stdout,
+            stderr=request.stderr,
+        )
+        return cri_pb2.ExecResponse(url=self.streams.url(spec))
+
+    def Attach(self, request: Any, context: grpc.ServicerContext) -> cri_pb2.AttachResponse:
+        self._enter("Attach", request, context)
+        spec = AttachSpec(
+            container_id=request.container_id,
+            tty=request.tty,
+            stdin=request.stdin,
+            stdout=request.stdout,
+            stderr=request.stderr,
+        )
+        return cri_pb2.AttachResponse(url=self.streams.url(spec))
+
+    def PortForward(self, request: Any, context: grpc.ServicerContext) -> cri_pb2.PortForwardResponse:
+        self._enter("PortForward", request, context)
+        return cri_pb2.PortForwardResponse(
+            url=self.streams.url(PortForwardSpec(sandbox_id=request.pod_sandbox_id, ports=list(request.port)))
+        )
 
     def ExecSync(self, request: Any, context: grpc.ServicerContext) -> cri_pb2.ExecSyncResponse:
         self._enter("ExecSync", request, context)

@@ -122,15 +122,15 @@ def _row(cli: Cli, name: str) -> str:
 
 def test_exec_passes_everything_through(cli: Cli) -> None:
     container = cli.cri.add_container(cli.cri.add_pod("web"), "app")
-    cli.cri.exec_answer = cri_pb2.ExecSyncResponse(stdout=b"out\xff", stderr=b"err", exit_code=42)
-    result = cli("exec", "--timeout", "9", "web", "--", "ls", "-l")
+    script = "printf 'out\\377'; printf err >&2; exit 42"
+    result = cli("exec", "--timeout", "9", "web", "--", "sh", "-c", script)
     assert (result.exit_code, result.stdout_bytes, result.stderr) == (42, b"out\xff", "err")
-    request = cli.cri.requests["ExecSync"]
-    assert (request.container_id, list(request.cmd), request.timeout) == (container, ["ls", "-l"], 9)
-    assert cli("exec", container[:6], "true").exit_code == 42
+    request = cli.cri.requests["Exec"]
+    assert (request.container_id, list(request.cmd)) == (container, ["sh", "-c", script])
+    assert (request.stdin, request.tty, request.stderr) == (False, False, True)
+    assert cli("exec", container[:6], "true").exit_code == 0
     assert cli("exec", "web").exit_code == 2
     assert cli("exec", "web", "--").exit_code == 2
-    assert "not built yet" in cli("exec", "-it", "web", "sh").stderr
 
 
 def test_lookup(cli: Cli) -> None:
@@ -148,7 +148,7 @@ def test_lookup(cli: Cli) -> None:
     assert several.exit_code == 1
     assert "--container NAME" in several.stderr
     assert cli("exec", "-c", "one", "first", "true").exit_code == 0
-    assert cli.cri.requests["ExecSync"].container_id == one
+    assert cli.cri.requests["Exec"].container_id == one
     assert "no container named 'three'" in cli("exec", "-c", "three", "first", "true").stderr
     cli.cri.end(one, 0)
     assert "is not running" in cli("exec", "one", "true").stderr

@@ -190,8 +190,6 @@ def test_container_removed_meanwhile(cli: Cli) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["-it", "busybox"], "not built yet"),
-        (["-t", "busybox"], "not built yet"),
         (["--rm", "-d", "busybox"], "exclude each other"),
         (["-m", "lots", "busybox"], "is not a size"),
         (["-p", "80", "busybox"], "is not HOST:CONTAINER"),

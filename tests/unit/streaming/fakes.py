@@ -17,7 +17,8 @@ AHEAD = 4
 class FakeProcess:
     """Implements ExecStream and AttachStream; what it does is a coroutine that uses the lower half."""
 
-    def __init__(self) -> None:
+    def __init__(self, spec: ExecSpec | AttachSpec) -> None:
+        self.spec = spec
         self.end = ExecEnd(exit_code=0)
         self.too_slow = False
         self.sizes: list[TerminalSize] = []
@@ -26,6 +27,7 @@ class FakeProcess:
         self._output: asyncio.Queue[OutputChunk | BaseException | None] = asyncio.Queue(AHEAD)
 
     async def output(self) -> AsyncIterator[OutputChunk]:
+        yield OutputChunk(False, b"")
         while (item := await self._output.get()) is not None:
             if isinstance(item, BaseException):
                 raise item
@@ -105,7 +107,7 @@ class FakePods:
         self.specs.append(spec)
         if self.refuse is not None:
             raise self.refuse
-        process = FakeProcess()
+        process = FakeProcess(spec)
         async with beside(self._live(process)):
             yield process
 

@@ -68,17 +68,21 @@ def run(
     rm: bool,
     detach: bool,
     stop_timeout: int,
+    interactive: bool,
+    tty: bool,
 ) -> None:
     """Run IMAGE in a virtual machine of its own.
 
     CMD replaces the image's default arguments. What the container writes appears here, and its exit status becomes
-    the command's. Ctrl-C stops it. The pod stays, stopped, for `logs` and `rm`, unless --rm is given.
+    the command's. Ctrl-C stops it; with -t, it goes to the container, and Ctrl-P Ctrl-Q leaves that running. The pod
+    stays, stopped, for `logs` and `rm`, unless --rm is given.
 
     IMAGE may also be on this machine's disk: oci:DIRECTORY, oci-archive:FILE or docker-archive:FILE.
 
     \b
     Examples:
       vmruntime run --rm busybox echo hello
+      vmruntime run --rm -it busybox sh
       vmruntime run -d --name web -p 8080:80 -m 256M nginx
     """  # noqa: D301
     if rm and detach:
@@ -98,9 +102,12 @@ def run(
         ports=publish,
         user=user,
         workdir=workdir,
+        stdin=interactive,
+        tty=tty,
         dns=host_dns(),
     )
-    runner = Runner(app.connect(), options, RunPolicy(pull=pull, remove=rm, stop_timeout=stop_timeout, logs=app.logs))
+    policy = RunPolicy(pull=pull, remove=rm, stop_timeout=stop_timeout, logs=app.logs, streaming=app.settings.streaming)
+    runner = Runner(app.connect(), options, policy)
     if detach:
         for identifier in runner.detach():
             click.echo(identifier)

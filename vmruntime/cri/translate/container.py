@@ -170,6 +170,7 @@ def container_info(container: Container) -> dict[str, str]:
         "command": container.spec.command,
         "args": container.spec.args,
         "tty": container.spec.tty,
+        "stdin": container.spec.stdin,
     }
     return {"info": json.dumps(info)}
 

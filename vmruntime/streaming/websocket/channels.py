@@ -38,7 +38,7 @@ NORMAL_CLOSURE = 1000
 
 @dataclasses.dataclass(frozen=True)
 class ChannelData:
-    """Bytes of a channel; a message may come in several pieces."""
+    """Bytes of a channel; a message may come in several pieces. None at all: the server's sign that all is ready."""
 
     channel: int
     data: bytes
@@ -132,11 +132,12 @@ class Channels:
             return b""  # closing: nothing more can be said
 
     def _binary(self, data: bytes, *, finished: bool) -> Iterator[Event]:
-        if self._channel is None and data:
+        starts = self._channel is None and bool(data)
+        if starts:
             self._channel, data = data[0], data[1:]
         if self._channel == CLOSE_CHANNEL and self._closes_channels:
             self._pending += data[: 2 - len(self._pending)]
-        elif self._channel is not None and data:
+        elif self._channel is not None and (data or (starts and finished)):
             yield ChannelData(self._channel, data)
         if finished:
             closing = self._channel == CLOSE_CHANNEL and len(self._pending) == 1
@@ -159,7 +160,7 @@ class Channels:
             channel = int(message[:1]) if message else 0
         except (binascii.Error, ValueError):
             raise ProtocolError("a message is not a digit and base64") from None
-        if data:
+        if message:
             yield ChannelData(channel, data)
 
 
