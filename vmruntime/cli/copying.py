@@ -99,7 +99,8 @@ class Copier:
             shutil.rmtree(private, ignore_errors=True)
 
     def _is_directory(self, path: str) -> bool:
-        request = cri_pb2.ExecSyncRequest(container_id=self._container_id, cmd=["test", "-d", path], timeout=60)
+        command = ["sh", "-c", 'test -d "$1"', "sh", path]
+        request = cri_pb2.ExecSyncRequest(container_id=self._container_id, cmd=command, timeout=60)
         return path.endswith("/") or self._client.call(self._client.runtime.ExecSync, request).exit_code == 0
 
     async def _run(self, here: list[str], there: list[str], *, upload: bool) -> None:

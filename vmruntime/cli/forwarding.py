@@ -9,7 +9,7 @@ import itertools
 import ssl
 from collections.abc import Callable, Sequence
 
-from vmruntime.aio.beside import beside, together
+from vmruntime.aio.beside import together
 from vmruntime.aio.tasks import TaskScope
 from vmruntime.errors import InvalidArgument, Unavailable
 from vmruntime.streaming.client import open_spdy
@@ -115,8 +115,8 @@ class _Forwarder:
             await error.close_write()
             data = await self._session.open({"streamType": "data", **headers})
             try:
-                async with beside(self._errors(error)):
-                    await together(_upwards(reader, data), _downwards(data, writer))
+                # The pod's side says on the error stream that it is done, or why not; only then all has been said.
+                await together(_transfer(reader, writer, data), self._errors(error))
             finally:
                 await data.reset()
                 self._session.forget(data)
@@ -135,6 +135,11 @@ class _Forwarder:
         if text:
             self._complain(text.decode(errors="replace"))
             raise ClientGone("the pod refused")
+
+
+async def _transfer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, data: SpdyStream) -> None:
+    await together(_upwards(reader, data), _downwards(data, writer))
+    await data.reset()
 
 
 async def _upwards(reader: asyncio.StreamReader, data: SpdyStream) -> None:

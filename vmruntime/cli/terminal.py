@@ -51,13 +51,11 @@ async def read_stdin(*, detachable: bool = False) -> AsyncIterator[bytes]:
     Raises:
         Detached: The detach keys were pressed.
     """
-    loop = asyncio.get_running_loop()
-    queue: asyncio.Queue[bytes] = asyncio.Queue(_AHEAD)
+    incoming = _Incoming(asyncio.get_running_loop())
     # A thread of its own, which nobody waits for: it may sit in read(2) until somebody types.
-    reader = threading.Thread(target=_read, args=(_source(), loop, queue), daemon=True)
-    reader.start()
+    threading.Thread(target=incoming.fill, args=(_source(),), daemon=True).start()
     keys = DetachKeys()
-    while data := await queue.get():
+    while data := await incoming.next():
         if detachable:
             data = keys.filter(data)
         if data:
@@ -75,16 +73,33 @@ def _source() -> Callable[[], bytes]:
     return lambda: os.read(fd, _CHUNK)
 
 
-def _read(source: Callable[[], bytes], loop: asyncio.AbstractEventLoop, queue: asyncio.Queue[bytes]) -> None:
-    with contextlib.suppress(RuntimeError, asyncio.CancelledError):  # the loop has ended
-        while True:
+class _Incoming:
+    """What a thread has read, a little ahead of the event loop."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._queue: asyncio.Queue[bytes] = asyncio.Queue()
+        self._room = threading.Semaphore(_AHEAD)
+
+    def fill(self, source: Callable[[], bytes]) -> None:
+        """Read to the end; in the thread."""
+        data = b"-"
+        while data:
+            self._room.acquire()
             try:
                 data = source()
             except OSError:
                 data = b""
-            asyncio.run_coroutine_threadsafe(queue.put(data), loop).result()
-            if not data:
-                return
+            try:
+                self._loop.call_soon_threadsafe(self._queue.put_nowait, data)
+            except RuntimeError:
+                return  # the loop has ended
+
+    async def next(self) -> bytes:
+        """Return what was read; b"" at the end."""
+        data = await self._queue.get()
+        self._room.release()
+        return data
 
 
 class DetachKeys:
@@ -112,10 +127,10 @@ async def sizes() -> AsyncIterator[TerminalSize]:
     loop.add_signal_handler(signal.SIGWINCH, changed.set)
     try:
         while True:
+            changed.clear()  # before looking, so that no change is missed
             with contextlib.suppress(OSError):
                 columns, rows = os.get_terminal_size(sys.stdin.fileno())
                 yield TerminalSize(columns=columns, rows=rows)
-            changed.clear()
             await changed.wait()
     finally:
         loop.remove_signal_handler(signal.SIGWINCH)

@@ -157,6 +157,7 @@ class SpdyForwarder:
             # Anything on the error stream makes kubectl end the whole session, so a connection that merely broke is
             # told as such.
             await error.write(failure_text(port, self._pod, failure))
+            await error.close_write()
             await data.close_write()
         await data.reset()
 

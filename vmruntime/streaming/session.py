@@ -35,6 +35,7 @@ class SpdyStream:
         self.id = stream_id
         self.headers = headers
         self._session = session
+        self._accepted = False
         self._replied = asyncio.Event()
         self._reset = asyncio.Event()
         self.incoming = Pipe(budget)
@@ -69,11 +70,12 @@ class SpdyStream:
     async def wait_replied(self) -> None:
         """Wait until the peer has accepted it; raise ClientGone when it refuses."""
         await self._replied.wait()
-        if self.was_reset:
+        if not self._accepted:  # one that is accepted and reset at once may still have something to say
             raise ClientGone("the peer refused a stream")
 
     def note_reply(self) -> None:
         """The peer accepted it."""
+        self._accepted = True
         self._replied.set()
 
     def note_reset(self) -> None:

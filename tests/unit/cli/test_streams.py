@@ -190,10 +190,11 @@ def test_port_forward(cli: Cli, container: str) -> None:
             assert here.makefile("rb").read() == b"answer"
         with socket.create_connection(("127.0.0.1", ports[1]), timeout=20) as refused:
             assert refused.recv(100) == b""
+        assert process.stderr is not None
+        assert "error forwarding port 1 to pod" in process.stderr.readline()
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=20)
+        out, _ = process.communicate(timeout=20)
     assert (out, process.returncode) == ("", 130)
-    assert "error forwarding port 1 to pod" in err
 
 
 @pytest.mark.parametrize("text", ["", "x", "1:", ":0", "1:2:3", "65536", "-1:2"])

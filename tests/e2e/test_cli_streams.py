@@ -1,0 +1,165 @@
+"""The command line's exec, attach, run -it, port-forward and cp, against a daemon and a VM."""
+
+from __future__ import annotations
+
+import os
+import pty
+import re
+import select
+import signal
+import struct
+import subprocess
+import sys
+import termios
+import time
+from fcntl import ioctl
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.test_streaming import talk, wait_until
+from tests.support.daemon import Daemon
+from tests.support.pods import run_pod, sh, start, status
+from vmruntime.generated import cri_pb2 as cri
+
+pytestmark = pytest.mark.vm
+
+
+def argv(daemon: Daemon, *arguments: object) -> list[str]:
+    command = [sys.executable, "-m", "vmruntime.cli.main", "--config", str(daemon.config)]
+    return [*command, *(str(argument) for argument in arguments)]
+
+
+def vmruntime(daemon: Daemon, *arguments: object, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(argv(daemon, *arguments), input=stdin, capture_output=True, timeout=120, check=False)
+
+
+class Screen:
+    """A command at a terminal of its own."""
+
+    def __init__(self, command: list[str], columns: int, rows: int) -> None:
+        self._ours, theirs = pty.openpty()
+        self.resize(columns, rows)
+        self.process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True)
+        os.close(theirs)
+        self.text = b""
+
+    def resize(self, columns: int, rows: int) -> None:
+        ioctl(self._ours, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+
+    def type(self, text: bytes) -> None:
+        os.write(self._ours, text)
+
+    def wait_for(self, pattern: bytes) -> None:
+        """Read until a pattern shows up in what came since the last one."""
+        deadline = time.monotonic() + 60
+        while not (found := re.search(pattern, self.text)):
+            assert time.monotonic() < deadline, self.text
+            if select.select([self._ours], [], [], 1)[0]:
+                data = os.read(self._ours, 65536)
+                self.text += data
+                if b"\x1b[6n" in data:  # the shell asks where the cursor is, as terminals know
+                    self.type(b"\x1b[1;1R")
+        self.text = self.text[found.end() :]
+
+    def end(self) -> int:
+        """Return the command's exit status."""
+        try:
+            return self.process.wait(60)
+        finally:
+            self.process.kill()
+            os.close(self._ours)
+
+
+@pytest.fixture
+def container(daemon: Daemon, image: str) -> str:
+    return start(daemon, run_pod(daemon, "web"), image, "main", "sleep 1000")
+
+
+def test_exec(daemon: Daemon, container: str) -> None:
+    done = vmruntime(daemon, "exec", "web", "--", "sh", "-c", "echo out; echo err >&2; exit 4")
+    assert (done.returncode, done.stdout, done.stderr) == (4, b"out\n", b"err\n")
+    data = os.urandom(3_000_000)
+    assert vmruntime(daemon, "exec", "-i", "web", "cat", stdin=data).stdout == data
+    missing = vmruntime(daemon, "exec", "web", "no-such-command")
+    assert missing.returncode == 127
+    assert b"not found" in missing.stderr
+
+
+def test_exec_at_a_terminal(daemon: Daemon, container: str) -> None:
+    screen = Screen(argv(daemon, "exec", "-it", "web", "sh"), 90, 30)
+    screen.wait_for(rb"# ")
+    screen.type(b"stty size\n")
+    screen.wait_for(rb"30 90\r\n")
+    screen.resize(101, 31)
+    os.kill(screen.process.pid, signal.SIGWINCH)
+    screen.type(b'until [ "$(stty size)" = "31 101" ]; do sleep 0.1; done; echo fi""ts\n')
+    screen.wait_for(rb"fits\r\n")
+    screen.type(b"sleep 1000\n")
+    wait_until(lambda: b"sleep 1000" in sh(daemon, container, "ps | grep -v PID").stdout)
+    time.sleep(0.5)
+    screen.type(b"\x03")  # reaches the sleep, not this command
+    screen.type(b"echo still-$((40+2)); exit 7\n")
+    screen.wait_for(rb"still-42\r\n")
+    assert screen.end() == 7
+
+
+def test_run_and_attach_at_a_terminal(daemon: Daemon, image: str) -> None:
+    screen = Screen(argv(daemon, "run", "-it", "--name", "shell", image, "sh"), 80, 24)
+    screen.wait_for(rb"# ")
+    screen.type(b"stty size; X=kept\n")
+    screen.wait_for(rb"24 80\r\n")
+    screen.type(b"\x10\x11")
+    screen.wait_for(rb"the container goes on")
+    assert screen.end() == 0
+    again = Screen(argv(daemon, "attach", "shell"), 70, 20)
+    again.type(b"\n")
+    again.wait_for(rb"# ")
+    again.type(b"echo $X; stty size; exit 3\n")
+    again.wait_for(rb"kept\r\n")
+    again.wait_for(rb"20 70\r\n")
+    assert again.end() == 3
+    assert vmruntime(daemon, "rm", "-f", "shell").returncode == 0
+
+
+def test_run_with_input_and_rm(daemon: Daemon, image: str) -> None:
+    data = b"line\n" * 100_000
+    done = vmruntime(daemon, "run", "--rm", "-i", "--name", "counted", image, "sh", "-c", "wc -c; exit 6", stdin=data)
+    assert (done.returncode, done.stdout.strip(), done.stderr) == (6, str(len(data)).encode(), b"")
+    assert all(
+        pod.metadata.name != "counted" for pod in daemon.runtime.ListPodSandbox(cri.ListPodSandboxRequest()).items
+    )
+
+
+def test_port_forward(daemon: Daemon, container: str) -> None:
+    sh(daemon, container, "mkdir /tmp/www; echo page >/tmp/www/index.html; httpd -p 127.0.0.1:8080 -h /tmp/www")
+    with subprocess.Popen(argv(daemon, "port-forward", "web", ":8080"), stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout is not None
+            port = int(process.stdout.readline().split(b" ")[0].split(b":")[1])
+            for _ in range(5):
+                assert talk(port, b"GET / HTTP/1.0\r\n\r\n").endswith(b"page\n")
+            process.send_signal(signal.SIGINT)
+            assert process.wait(30) == 130
+        finally:
+            process.kill()
+
+
+def test_cp(daemon: Daemon, container: str, tmp_path: Path) -> None:
+    source = tmp_path / "tree"
+    (source / "sub").mkdir(parents=True)
+    (source / "sub" / "data").write_bytes(os.urandom(2_000_000))
+    (source / "link").symlink_to("sub/data")
+    assert vmruntime(daemon, "cp", source, "web:/tmp").returncode == 0
+    assert vmruntime(daemon, "cp", source, "main:/tmp/other").returncode == 0
+    assert (
+        sh(daemon, container, "ls /tmp/tree /tmp/other").stdout == b"/tmp/other:\nlink\nsub\n\n/tmp/tree:\nlink\nsub\n"
+    )
+    back = tmp_path / "back"
+    assert vmruntime(daemon, "cp", "web:/tmp/other", back).returncode == 0
+    assert (back / "sub" / "data").read_bytes() == (source / "sub" / "data").read_bytes()
+    assert os.readlink(back / "link") == "sub/data"
+    missing = vmruntime(daemon, "cp", "web:/none", tmp_path / "x")
+    assert missing.returncode == 1
+    assert b"none" in missing.stderr
+    assert status(daemon, container).state == cri.CONTAINER_RUNNING
