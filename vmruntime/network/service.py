@@ -24,6 +24,7 @@ from vmruntime.paths import Paths
 log = structlog.get_logger(__name__)
 
 IFNAME = "eth0"
+NEW = ".new"
 
 
 class NetworkService:
@@ -103,8 +104,10 @@ class NetworkService:
                 failures.append(str(error))
             if failures:
                 raise NetworkError("; ".join(failures))
-            self._cache(sandbox_id).unlink(missing_ok=True)
-            self._lock(sandbox_id).unlink(missing_ok=True)
+            cache = self._cache(sandbox_id)
+            # The lock last: who comes next waits for it. The half-written one is a killed daemon's.
+            for path in (cache.with_suffix(NEW), cache, self._lock(sandbox_id)):
+                path.unlink(missing_ok=True)
 
     async def _join(self, namespace: Path, result: CniResult, taps: list[TapHandle] | None) -> PodNetwork:
         """Return the pod's interfaces; with `taps`, a tap beside each is added to it."""
@@ -140,7 +143,7 @@ class NetworkService:
         """Write the cache: all of it or nothing, and on the disk before it counts."""
         path = self._cache(attachment.container_id)
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        temporary = path.with_suffix(".new")
+        temporary = path.with_suffix(NEW)
         with temporary.open("wb") as file:
             file.write(msgspec.json.encode(attachment))
             file.flush()
