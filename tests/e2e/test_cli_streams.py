@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pty
 import re
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import termios
 import time
+from collections.abc import Iterator
 from fcntl import ioctl
 from pathlib import Path
 
@@ -60,16 +62,28 @@ class Screen:
         while not (found := re.search(pattern, self.text)):
             assert time.monotonic() < deadline, self.text
             if select.select([self._ours], [], [], 1)[0]:
-                self.text += os.read(self._ours, 65536)
+                try:
+                    self.text += os.read(self._ours, 65536)
+                except OSError:  # EIO: nobody has the terminal open any more
+                    pytest.fail(f"the command has ended; it wrote {self.text!r}")
         self.text = self.text[found.end() :]
 
     def end(self) -> int:
         """Return the command's exit status."""
-        try:
-            return self.process.wait(60)
-        finally:
-            self.process.kill()
-            os.close(self._ours)
+        return self.process.wait(60)
+
+    def close(self) -> None:
+        """End the command if it has not ended."""
+        self.process.kill()
+        self.process.wait()
+        os.close(self._ours)
+
+
+@contextlib.contextmanager
+def at_a_terminal(command: list[str], columns: int, rows: int) -> Iterator[Screen]:
+    """Run a command at a terminal of its own while the block runs."""
+    with contextlib.closing(Screen(command, columns, rows)) as screen:
+        yield screen
 
 
 @pytest.fixture
@@ -88,39 +102,44 @@ def test_exec(daemon: Daemon, container: str) -> None:
 
 
 def test_exec_at_a_terminal(daemon: Daemon, container: str) -> None:
-    screen = Screen(argv(daemon, "exec", "-it", "web", "sh", "-c", SHELL), 90, 30)
-    screen.wait_for(rb"ready> ")
-    screen.type(b"stty size\n")
-    screen.wait_for(rb"30 90\r\n")
-    screen.resize(101, 31)
-    os.kill(screen.process.pid, signal.SIGWINCH)
-    screen.type(b'until [ "$(stty size)" = "31 101" ]; do sleep 0.1; done; echo fi""ts\n')
-    screen.wait_for(rb"fits\r\n")
-    screen.type(b"sleep 1000\n")
-    wait_until(lambda: b"sleep 1000" in sh(daemon, container, "ps | grep -v PID").stdout)
-    time.sleep(0.5)
-    screen.type(b"\x03")  # reaches the sleep, not this command
-    screen.type(b"echo still-$((40+2)); exit 7\n")
-    screen.wait_for(rb"still-42\r\n")
-    assert screen.end() == 7
+    command = argv(daemon, "exec", "-it", "web", "sh", "-c", SHELL)
+    with at_a_terminal(command, 90, 30) as screen:
+        screen.wait_for(rb"ready> ")
+        screen.type(b"stty size\n")
+        screen.wait_for(rb"30 90\r\n")
+        screen.resize(101, 31)
+        os.kill(screen.process.pid, signal.SIGWINCH)
+        screen.type(b'until [ "$(stty size)" = "31 101" ]; do sleep 0.1; done; echo fi""ts\n')
+        screen.wait_for(rb"fits\r\n")
+        screen.type(b"sleep 1000\n")
+        wait_until(lambda: b"sleep 1000" in sh(daemon, container, "ps | grep -v PID").stdout)
+        time.sleep(0.5)
+        screen.type(b"\x03")  # reaches the sleep, not this command
+        screen.type(b"echo still-$((40+2)); exit 7\n")
+        screen.wait_for(rb"still-42\r\n")
+        assert screen.end() == 7
 
 
 def test_run_and_attach_at_a_terminal(daemon: Daemon, image: str) -> None:
-    screen = Screen(argv(daemon, "run", "-it", "--name", "shell", image, "sh", "-c", SHELL), 80, 24)
-    screen.wait_for(rb"ready> ")
-    screen.type(b"stty size; X=kept\n")
-    screen.wait_for(rb"24 80\r\n")
-    screen.type(b"\x10\x11")
-    screen.wait_for(rb"the container goes on")
-    assert screen.end() == 0
-    again = Screen(argv(daemon, "attach", "shell"), 70, 20)
-    again.type(b"\n")
-    again.wait_for(rb"ready> ")
-    again.type(b"echo $X; stty size; exit 3\n")
-    again.wait_for(rb"kept\r\n")
-    again.wait_for(rb"20 70\r\n")
-    assert again.end() == 3
-    assert vmruntime(daemon, "rm", "-f", "shell").returncode == 0
+    command = argv(daemon, "run", "-it", "--name", "shell", image, "sh", "-c", SHELL)
+    try:
+        with at_a_terminal(command, 80, 24) as screen:
+            screen.wait_for(rb"ready> ")
+            screen.type(b"stty size; X=kept\n")
+            screen.wait_for(rb"24 80\r\n")
+            screen.type(b"\x10\x11")
+            screen.wait_for(rb"the container goes on")
+            assert screen.end() == 0
+        with at_a_terminal(argv(daemon, "attach", "shell"), 70, 20) as again:
+            again.type(b"\n")  # typed ahead: the command may not have read its first line of code
+            again.wait_for(rb"ready> ")
+            again.type(b"echo $X; stty size; exit 3\n")
+            again.wait_for(rb"kept\r\n")
+            again.wait_for(rb"20 70\r\n")
+            assert again.end() == 3
+    finally:
+        removed = vmruntime(daemon, "rm", "-f", "shell")
+    assert removed.returncode == 0
 
 
 def test_run_with_input_and_rm(daemon: Daemon, image: str) -> None:

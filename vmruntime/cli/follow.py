@@ -16,6 +16,8 @@ from vmruntime.generated import cri_pb2
 LOG_INTERVAL = 0.02
 STATUS_INTERVAL = 0.1
 
+EXIT_SECONDS = 30.0
+
 RESTART_PATIENCE = 60.0
 """Seconds a daemon may be away, as it is while it is upgraded; its pods go on meanwhile."""
 
@@ -29,6 +31,16 @@ def status_of(client: Client, container_id: str, *, timeout: float | None = None
     """Return a container's status."""
     request = cri_pb2.ContainerStatusRequest(container_id=container_id)
     return client.call(client.runtime.ContainerStatus, request, timeout=timeout).status
+
+
+def status_after_streams(client: Client, container_id: str) -> cri_pb2.ContainerStatus:
+    """Return the status of a container whose streams have ended: as a rule, and so waited for, it has exited too."""
+    deadline = time.monotonic() + EXIT_SECONDS
+    while (status := status_of(client, container_id)).state != cri_pb2.CONTAINER_EXITED:
+        if time.monotonic() > deadline:
+            break
+        time.sleep(STATUS_INTERVAL)
+    return status
 
 
 class Follower:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import signal
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +12,7 @@ import click
 from vmruntime.cli import images
 from vmruntime.cli.client import Client
 from vmruntime.cli.crilog import LogFile
-from vmruntime.cli.follow import STATUS_INTERVAL, Follower, printer, report_malformed, status_of
+from vmruntime.cli.follow import Follower, printer, report_malformed, status_after_streams, status_of
 from vmruntime.cli.interactive import join_container
 from vmruntime.cli.interrupts import Interrupted, Interrupts
 from vmruntime.cli.logdirs import make_log_directory, remove_log_directory
@@ -42,9 +41,6 @@ class RunPolicy:
     stop_timeout: int
     logs: Path
     streaming: StreamingSettings = dataclasses.field(default_factory=StreamingSettings)
-
-
-EXIT_SECONDS = 30.0
 
 
 class Runner:
@@ -135,11 +131,9 @@ class Runner:
 
     def _wait_exit(self) -> cri_pb2.ContainerStatus:
         """Return the container's status when it has exited; its streams have ended, so that is soon."""
-        deadline = time.monotonic() + EXIT_SECONDS
-        while (status := status_of(self._client, self._container_id)).state != cri_pb2.CONTAINER_EXITED:
-            if time.monotonic() > deadline:
-                raise Unavailable("the container's streams ended, but it did not")
-            time.sleep(STATUS_INTERVAL)
+        status = status_after_streams(self._client, self._container_id)
+        if status.state != cri_pb2.CONTAINER_EXITED:
+            raise Unavailable("the container's streams ended, but it did not")
         return status
 
     def _follow(self, interrupts: Interrupts) -> cri_pb2.ContainerStatus:

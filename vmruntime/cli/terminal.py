@@ -37,7 +37,7 @@ def raw() -> Iterator[None]:
         return
     fd = sys.stdin.fileno()
     before = termios.tcgetattr(fd)
-    tty.setraw(fd)
+    tty.setraw(fd, termios.TCSADRAIN)  # the default would throw away what was typed ahead
     try:
         yield
     finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import pty
@@ -169,15 +170,18 @@ def test_run_that_cannot_start_says_why(cli: Cli) -> None:
 
 
 def test_port_forward(cli: Cli, container: str) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:
+    with contextlib.ExitStack() as stack, socket.create_server(("127.0.0.1", 0)) as server:
         remote = server.getsockname()[1]
         argv = ["--config", str(cli.config), "port-forward", "web", f":{remote}", ":1"]
-        process = subprocess.Popen(
-            [sys.executable, "-m", "vmruntime.cli.main", *argv],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
+        process = stack.enter_context(
+            subprocess.Popen(
+                [sys.executable, "-m", "vmruntime.cli.main", *argv],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
         )
+        stack.callback(process.kill)
         assert process.stdout is not None
         ports = [int(process.stdout.readline().split(" ")[0].split(":")[1]) for _ in range(2)]
         with socket.create_connection(("127.0.0.1", ports[0]), timeout=20) as here:

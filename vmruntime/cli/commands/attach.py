@@ -6,7 +6,7 @@ import click
 
 from vmruntime.cli import options
 from vmruntime.cli.context import App, pass_app
-from vmruntime.cli.follow import status_of
+from vmruntime.cli.follow import status_after_streams
 from vmruntime.cli.interactive import container_streams, join_container
 from vmruntime.cli.lookup import Inventory
 from vmruntime.generated import cri_pb2
@@ -27,7 +27,8 @@ def attach(ctx: click.Context, app: App, container: str, no_stdin: bool, target:
     client = app.connect()
     found = Inventory.fetch(client).find_container(target, container, running=True)
     stdin, tty = container_streams(client, found.id)
-    stayed = join_container(client, app.settings.streaming, found.id, stdin=stdin and not no_stdin, tty=tty)
-    status = status_of(client, found.id)
-    if stayed and status.state == cri_pb2.CONTAINER_EXITED:
+    if not join_container(client, app.settings.streaming, found.id, stdin=stdin and not no_stdin, tty=tty):
+        return
+    status = status_after_streams(client, found.id)
+    if status.state == cri_pb2.CONTAINER_EXITED:
         ctx.exit(status.exit_code if 0 <= status.exit_code <= 255 else 255)
