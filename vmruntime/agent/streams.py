@@ -5,6 +5,7 @@ Each session has a connection of its own, so that one whose process takes no inp
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from typing import Any
@@ -30,16 +31,21 @@ class Stream:
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
+        # gRPC refuses a write while another is under way (GRPC_CALL_ERROR_TOO_MANY_OPERATIONS); input and sizes come
+        # from two tasks.
+        self._turn = asyncio.Lock()
 
     async def send(self, message: object) -> None:
         """Send a message; waits while the agent takes none."""
         with contextlib.suppress(AgentError):
-            await call(self._stream.write(message))
+            async with self._turn:
+                await call(self._stream.write(message))
 
     async def done(self) -> None:
         """Say that no more messages come."""
         with contextlib.suppress(AgentError):
-            await call(self._stream.done_writing())
+            async with self._turn:
+                await call(self._stream.done_writing())
 
     def messages(self) -> AsyncIterator[Any]:
         """Iterate over the agent's messages."""
