@@ -13,10 +13,15 @@ import socket
 from pathlib import Path
 from typing import Protocol
 
+import structlog
+
 from vmruntime.aio.tasks import TaskScope
+
+log = structlog.get_logger(__name__)
 
 CHUNK = 256 * 1024
 HANDSHAKE_TIMEOUT = 5.0
+ACCEPT_PAUSE = 1.0
 
 
 class Dialer(Protocol):
@@ -107,31 +112,46 @@ class Relay:
             server.close()
             raise
         self._server = server
-        self._scope.start(self._accept(server), "accept")
+        self._listen()
 
     async def close(self) -> None:
         """Close every connection and remove the socket."""
-        await self._scope.close()
         if self._server is not None:
+            asyncio.get_running_loop().remove_reader(self._server)
             self._server.close()
+            self._server = None
             self._path.unlink(missing_ok=True)
+        await self._scope.close()
 
-    async def _accept(self, server: socket.socket) -> None:
+    def _listen(self) -> None:
+        if self._server is not None:
+            asyncio.get_running_loop().add_reader(self._server, self._accept, self._server)
+
+    def _accept(self, server: socket.socket) -> None:
+        # Not in a task: one that is cancelled at the wrong moment loses the connection it has just accepted.
         loop = asyncio.get_running_loop()
-        while True:
-            client, _ = await loop.sock_accept(server)
-            self._scope.start(self._join(client), "connection")
+        try:
+            client, _ = server.accept()
+        except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+            return
+        except OSError as error:  # no descriptor is free, say; it would be tried again at once, for ever
+            log.warning("a relay cannot accept", path=str(self._path), error=str(error))
+            loop.remove_reader(server)
+            loop.call_later(ACCEPT_PAUSE, self._listen)
+            return
+        client.setblocking(False)
+        joined = self._scope.start(self._join(client), "connection")
+        joined.add_done_callback(lambda _: client.close())  # also when it is cancelled before its first step
 
     async def _join(self, client: socket.socket) -> None:
-        with client:
-            try:
-                guest = await self._dialer.dial()
-            except (OSError, TimeoutError):
-                return  # the client sees its connection end, and grpc tries again
-            with guest, contextlib.suppress(OSError):
-                async with asyncio.TaskGroup() as group:
-                    group.create_task(_copy(client, guest))
-                    group.create_task(_copy(guest, client))
+        try:
+            guest = await self._dialer.dial()
+        except (OSError, TimeoutError):
+            return  # the client sees its connection end, and grpc tries again
+        with guest, contextlib.suppress(OSError):
+            async with asyncio.TaskGroup() as group:
+                group.create_task(_copy(client, guest))
+                group.create_task(_copy(guest, client))
 
 
 async def _copy(source: socket.socket, sink: socket.socket) -> None:

@@ -113,7 +113,8 @@ class StreamingServer:
         if self._server is None:
             writer.transport.abort()
             return
-        self._scope.start(self._serve(reader, writer), "connection")
+        served = self._scope.start(self._serve(reader, writer), "connection")
+        served.add_done_callback(lambda _: writer.close())  # also when it is cancelled before its first step
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         exchange = HttpExchange(reader, writer)
