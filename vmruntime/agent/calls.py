@@ -22,7 +22,8 @@ CHANNEL_OPTIONS = [
     # grpc would send the percent-coded socket path, which HTTP/2 servers other than its own refuse as malformed.
     ("grpc.default_authority", "localhost"),
     ("grpc.initial_reconnect_backoff_ms", 50),
-    ("grpc.min_reconnect_backoff_ms", 50),
+    # In spite of its name, how long a connection may take to come up.
+    ("grpc.min_reconnect_backoff_ms", 10_000),
     ("grpc.max_reconnect_backoff_ms", 1000),
     ("grpc.max_receive_message_length", 4 * 1024 * 1024),
     ("grpc.max_send_message_length", 16 * 1024 * 1024),

@@ -278,11 +278,13 @@ class ContainerVmBackend:
                 await agent.close()
                 raise
         except BaseException as error:
-            await relay.close()
-            await vm.close()
-            if isinstance(error, AgentGone):
-                raise BootFailed(f"the guest did not come up: {await _why(vm, error)}{_console(vm)}") from error
-            raise
+            try:
+                if isinstance(error, AgentGone):  # asked before the VM is closed, which then notices no end any more
+                    raise BootFailed(f"the guest did not come up: {await _why(vm, error)}{_console(vm)}") from error
+                raise
+            finally:
+                await relay.close()
+                await vm.close()
         phases["guest"] = (time.monotonic() - began) * 1000
         volumes = self._volumes(vm, sandbox)
         return ContainerVm(vm, relay, agent, hello, volumes=volumes, phases=phases, attached=attached)
