@@ -140,8 +140,7 @@ class Relay:
             loop.call_later(ACCEPT_PAUSE, self._listen)
             return
         client.setblocking(False)
-        joined = self._scope.start(self._join(client), "connection")
-        joined.add_done_callback(lambda _: client.close())  # also when it is cancelled before its first step
+        self._scope.start(self._join(client), "connection", owning=client.close)
 
     async def _join(self, client: socket.socket) -> None:
         try:

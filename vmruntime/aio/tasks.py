@@ -24,14 +24,25 @@ class TaskScope:
         self._tasks: set[asyncio.Task[None]] = set()
         self._closed = False
 
-    def start(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
-        """Run `work` in the background until it ends or the scope is closed."""
+    def start(
+        self, work: Coroutine[Any, Any, None], name: str, *, owning: Callable[[], object] | None = None
+    ) -> asyncio.Task[None]:
+        """Run `work` in the background until it ends or the scope is closed.
+
+        Args:
+            work: What to run.
+            name: Of the task, for the log.
+            owning: Closes what was handed to `work`; called when it has ended, also when it was cancelled before its
+                first step and so could close nothing itself.
+        """
         if self._closed:
             work.close()
             raise RuntimeError(f"the scope {self._name} is closed")
         task = asyncio.get_running_loop().create_task(work, name=f"{self._name}: {name}")
         self._tasks.add(task)
         task.add_done_callback(self._done)
+        if owning is not None:
+            task.add_done_callback(lambda _: owning())
         return task
 
     async def close(self) -> None:

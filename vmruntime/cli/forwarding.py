@@ -102,8 +102,7 @@ class _Forwarder:
 
     def start(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, port: int) -> None:
         """Serve a connection in the background."""
-        served = self._scope.start(self._serve(reader, writer, port), f"connection to {port}")
-        served.add_done_callback(lambda _: writer.close())  # also when it is cancelled before its first step
+        self._scope.start(self._serve(reader, writer, port), f"connection to {port}", owning=writer.close)
 
     async def close(self) -> None:
         """Break off what is under way."""

@@ -176,12 +176,12 @@ class FakeMachine:
         with server:
             while True:
                 connection, _ = await loop.sock_accept(server)
-                self._scope.start(self._connected(connection), "connection")
+                self._scope.start(self._connected(connection), "connection", owning=connection.close)
 
     async def _connected(self, connection: socket.socket) -> None:
         """Answer "CONNECT port" as vhost-device-vsock does, and join the connection to the guest's."""
         loop = asyncio.get_running_loop()
-        with connection, contextlib.suppress(OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError):
             words = (await loop.sock_recv(connection, 64)).split()
             path = self.ports.get(int(words[1])) if words[:1] == [b"CONNECT"] else None
             if path is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
@@ -267,24 +268,19 @@ class ContainerVmBackend:
         began = time.monotonic()
         dialer = self._dialer(vm.handle)
         relay = Relay(Path(vm.handle.directory) / "agent.sock", dialer)
-        try:
-            await self._wait_for_agent(vm, answering(dialer), timeout)
-            await relay.open()
-            agent = AgentClient(Path(vm.handle.directory) / "agent.sock")
+        async with contextlib.AsyncExitStack() as undo:
+            undo.push_async_callback(vm.close)
+            undo.push_async_callback(relay.close)
             try:
+                await self._wait_for_agent(vm, answering(dialer), timeout)
+                await relay.open()
+                agent = AgentClient(Path(vm.handle.directory) / "agent.sock")
+                undo.push_async_callback(agent.close)
                 hello = await agent.hello()
                 attached = await vm.attached_disks()
-            except BaseException:
-                await agent.close()
-                raise
-        except BaseException as error:
-            try:
-                if isinstance(error, AgentGone):  # asked before the VM is closed, which then notices no end any more
-                    raise BootFailed(f"the guest did not come up: {await _why(vm, error)}{_console(vm)}") from error
-                raise
-            finally:
-                await relay.close()
-                await vm.close()
+            except AgentGone as error:  # asked now: a VM that is closed notices no end any more
+                raise BootFailed(f"the guest did not come up: {await _why(vm, error)}{_console(vm)}") from error
+            undo.pop_all()
         phases["guest"] = (time.monotonic() - began) * 1000
         volumes = self._volumes(vm, sandbox)
         return ContainerVm(vm, relay, agent, hello, volumes=volumes, phases=phases, attached=attached)

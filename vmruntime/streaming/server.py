@@ -113,8 +113,7 @@ class StreamingServer:
         if self._server is None:
             writer.transport.abort()
             return
-        served = self._scope.start(self._serve(reader, writer), "connection")
-        served.add_done_callback(lambda _: writer.close())  # also when it is cancelled before its first step
+        self._scope.start(self._serve(reader, writer), "connection", owning=writer.close)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         exchange = HttpExchange(reader, writer)
