@@ -26,6 +26,7 @@ class Code(enum.Enum):
     """The status a failure has on the wire; the names and numbers of gRPC's status codes."""
 
     CANCELLED = 1
+    UNKNOWN = 2
     INVALID_ARGUMENT = 3
     DEADLINE_EXCEEDED = 4
     NOT_FOUND = 5

@@ -20,9 +20,8 @@ from typing import Any
 import pytest
 
 from tests.support import registry as reg
+from tests.support.image_host import NAME, Host
 from tests.support.registry import Registry, build_image, files, layer, member
-from vmruntime.clock import SystemClock
-from vmruntime.config.settings import ImageSettings
 from vmruntime.errors import (
     Aborted,
     FailedPrecondition,
@@ -37,12 +36,8 @@ from vmruntime.images.platform import Platform
 from vmruntime.images.progress import Phase, PullProgress
 from vmruntime.images.service import ImageService
 from vmruntime.model.image import Image, RegistryAuth
-from vmruntime.paths import Paths
-from vmruntime.store.database import Database
 
 pytestmark = pytest.mark.root
-
-NAME = "registry.example/app:1"
 
 
 @pytest.fixture(scope="module")
@@ -55,36 +50,6 @@ def shared_registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Regist
 def server(tmp_path: Path) -> Iterator[Registry]:
     with reg.registry(tmp_path / "registry") as running:
         yield running
-
-
-class Host:
-    """A directory tree with a service on it, which can be restarted."""
-
-    def __init__(self, root: Path, address: str, **settings: Any) -> None:
-        self.paths = Paths(root / "lib", root / "run")
-        root.mkdir(exist_ok=True)
-        locations = {"registry.example": address, "docker.io": address, "dead.example": "127.0.0.1:1"}
-        self.conf = reg.registries_conf(root / "registries.conf", locations)
-        self.settings = ImageSettings(registries_conf=str(self.conf), **settings)
-
-    @asynccontextmanager
-    async def service(self, **options: Any) -> AsyncIterator[ImageService]:
-        database = await Database.open(self.paths.database)
-        try:
-            options.setdefault("platform", Platform("amd64"))
-            service = ImageService(self.paths, database, self.settings, SystemClock(), **options)
-            await service.load()
-            yield service
-        finally:
-            await database.close()
-
-    def leftovers(self) -> list[Path]:
-        """What is left of work in progress."""
-        places = (self.paths.incoming, self.paths.run / "pulls")
-        return [path for place in places if place.exists() for path in place.iterdir()]
-
-    def layer_files(self) -> list[Path]:
-        return sorted(self.paths.layers.iterdir())
 
 
 @pytest.fixture

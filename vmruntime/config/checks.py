@@ -51,6 +51,7 @@ def _paths(settings: Settings) -> Iterator[InvalidArgument]:
         "guest.directory": settings.guest.directory,
         "images.policy": settings.images.policy,
         "images.registries_conf": settings.images.registries_conf,
+        "images.registries_d": settings.images.registries_d,
         "streaming.tls_cert": settings.streaming.tls_cert,
         "streaming.tls_key": settings.streaming.tls_key,
     }

@@ -54,12 +54,15 @@ class ImageSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     Attributes:
         policy: containers-policy.json(5); empty: the host's, else accept (as skopeo needs one).
         registries_conf: containers-registries.conf(5); empty: the host's.
+        registries_d: Where signatures are kept, a containers-registries.d(5) directory; empty: the host's.
         pull_timeout: Seconds without any progress of a pull.
         max_layer_gib: Refuse an image with a larger unpacked layer.
+        pinned: Images that are never collected: names, or patterns in which "*" stands for anything.
     """
 
     policy: str = ""
     registries_conf: str = ""
+    registries_d: str = ""
     pull_timeout: Annotated[float, Meta(gt=0)] = 300.0
     max_layer_gib: Positive = 64
     pinned: list[str] = []

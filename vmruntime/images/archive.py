@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 from vmruntime.errors import InvalidArgument
 from vmruntime.images import reference as references
@@ -25,8 +26,12 @@ class Archive:
     path: str
     selector: str
 
-    def names(self, given: list[str]) -> list[Reference]:
+    def names(self, given: list[str], resolve: Callable[[str], Reference] = references.parse) -> list[Reference]:
         """Return the names the image is to have: those given, else the one that selects it.
+
+        Args:
+            given: As people write them.
+            resolve: Makes them full.
 
         Raises:
             InvalidArgument: There is none, or one is no reference or has a digest.
@@ -34,7 +39,7 @@ class Archive:
         chosen = given or ([self.selector] if self.selector else [])
         if not chosen:
             raise InvalidArgument.field("source", self.source, "does not say the image's name", remedy="give a name")
-        names = [references.parse(name) for name in chosen]
+        names = [resolve(name) for name in chosen]
         for name in names:
             if name.digest:
                 raise InvalidArgument.field(

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import msgspec
 
 from vmruntime.errors import InvalidArgument
 from vmruntime.images import reference as references
+from vmruntime.images.reference import Reference
 from vmruntime.model.image import Image
 
 
 class Catalog:
     """Images by id and by name. It changes nothing on disk: the service writes the store first."""
 
-    def __init__(self, images: Iterable[Image] = ()) -> None:
+    def __init__(self, images: Iterable[Image] = (), resolve: Callable[[str], Reference] = references.parse) -> None:
+        """Take in images; `resolve` makes names as people write them full."""
+        self._resolve = resolve
         self._images = {image.id: image for image in images}
         self._names = {name: image.id for image in self._images.values() for name in _names(image)}
 
@@ -39,7 +42,7 @@ class Catalog:
         if prefix is not None and (image := self._images.get(prefix)):
             return image
         try:
-            name = str(references.parse(text))
+            name = str(self._resolve(text))
         except InvalidArgument:
             pass
         else:

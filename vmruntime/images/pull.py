@@ -12,7 +12,7 @@ import msgspec
 
 from vmruntime.aio.pipeline import in_thread
 from vmruntime.clock import Clock
-from vmruntime.errors import Aborted, Unavailable
+from vmruntime.errors import Aborted
 from vmruntime.images import manifest as manifests
 from vmruntime.images.layers import LayerStore
 from vmruntime.images.layout import Layout
@@ -21,7 +21,7 @@ from vmruntime.images.platform import Platform
 from vmruntime.images.progress import Phase, PullProgress, Report
 from vmruntime.images.reference import Reference
 from vmruntime.images.skopeo import Session
-from vmruntime.images.skopeo_errors import REGISTRY_UNAVAILABLE
+from vmruntime.images.skopeo_errors import RegistryUnavailable
 from vmruntime.model.image import ImageConfig, Layer
 
 # How often arriving blobs are looked for; short against the time one takes to unpack.
@@ -207,16 +207,15 @@ class _Watch:
         """Return the blobs that are complete since the last look.
 
         Raises:
-            Unavailable: Nothing has arrived for too long.
+            RegistryUnavailable: Nothing has arrived for too long.
         """
         scan = await in_thread(lambda: self._layout.scan(self._expected))
         now = self._clock.monotonic()
         if scan.bytes != self.arrived:
             self.arrived, self._moved_at = scan.bytes, now
         elif now - self._moved_at > self._stall:
-            raise Unavailable(
-                f"{REGISTRY_UNAVAILABLE}: nothing has arrived for {self._stall:g} s;"
-                f" {self.arrived} of {self.total} bytes are here",
+            raise RegistryUnavailable(
+                f"nothing has arrived for {self._stall:g} s; {self.arrived} of {self.total} bytes are here",
                 remedy="check the registry and the network, or raise images.pull_timeout",
             )
         new = self._waiting & scan.complete

@@ -68,6 +68,12 @@ def parse(text: str) -> Reference:
     return Reference(domain, path, "" if digest else tag or DEFAULT_TAG, digest)
 
 
+def short_name(text: str) -> str | None:
+    """Return the repository of a name that says no registry, as it is written: `busybox` for `busybox:1.36`."""
+    name, _ = _split_tag(text.partition("@")[0])
+    return None if _names_host(name) else name
+
+
 def is_digest(text: str) -> bool:
     """Tell whether a text is a SHA-256 digest in its one accepted form."""
     return _DIGEST.fullmatch(text) is not None
@@ -87,11 +93,15 @@ def _split_tag(name: str) -> tuple[str, str | None]:
     return head, tail
 
 
-def _split_domain(name: str) -> tuple[str, str]:
+def _names_host(name: str) -> bool:
     """The first component is a domain when no repository begins so: with a dot, a colon, a capital, or localhost."""
-    first, slash, rest = name.partition("/")
-    looks_like_host = "." in first or ":" in first or first == "localhost" or first != first.lower()
-    domain, path = (first, rest) if slash and looks_like_host else (DEFAULT_DOMAIN, name)
+    first, slash, _ = name.partition("/")
+    return bool(slash) and ("." in first or ":" in first or first == "localhost" or first != first.lower())
+
+
+def _split_domain(name: str) -> tuple[str, str]:
+    first, _, rest = name.partition("/")
+    domain, path = (first, rest) if _names_host(name) else (DEFAULT_DOMAIN, name)
     if domain == "index.docker.io":
         domain = DEFAULT_DOMAIN
     if domain == DEFAULT_DOMAIN and "/" not in path:

@@ -14,17 +14,20 @@ import structlog
 
 from vmruntime.clock import Clock
 from vmruntime.config.settings import ImageSettings
+from vmruntime.errors import FailedPrecondition
 from vmruntime.images import archive as archives
 from vmruntime.images import reference as references
 from vmruntime.images.auth import auth_file, secrets_of
 from vmruntime.images.catalog import Catalog
 from vmruntime.images.layers import LayerStore
+from vmruntime.images.pinned import Pins
 from vmruntime.images.platform import Platform, host_platform
 from vmruntime.images.progress import Phase, PullProgress, Report
 from vmruntime.images.pull import Pull, Pulled
 from vmruntime.images.reference import Reference
 from vmruntime.images.scratch import ScratchSpace
 from vmruntime.images.shared import SharedWork
+from vmruntime.images.shortnames import ShortNames
 from vmruntime.images.skopeo import Session, session
 from vmruntime.model.image import Image, Layer, RegistryAuth
 from vmruntime.paths import Paths
@@ -99,15 +102,20 @@ class ImageService:
         self._sessions = ScratchSpace(paths.run / "pulls")
         limit = max_layer_bytes or settings.max_layer_gib * _GIB
         self._layers = LayerStore(paths.layers, self._incoming, self._records, limit=limit, group_id=group_id)
-        self._catalog = Catalog()
+        self._names = ShortNames(settings.registries_conf)
+        self._catalog = Catalog(resolve=self._names.resolve)
         self._pulls: SharedWork[_Job, Image] = SharedWork()
         self._reports: dict[_Job, list[Report]] = {}
         # Held from reading the catalog to changing it, so that two pulls do not both take a name.
         self._changing = asyncio.Lock()
-        self._pinned = {str(references.parse(name)) for name in settings.pinned}
+        self._pins = Pins(settings.pinned, self._names.resolve)
 
     async def load(self) -> None:
         """Read the store; an image that has lost a layer's file is forgotten, so that it is pulled again."""
+        try:
+            await self._names.refresh()
+        except FailedPrecondition as error:
+            log.error("short names have no aliases", error=str(error))  # pulls say so too; what runs goes on
         images, layers = await self._records.load()
         await self._layers.load(layers)
         whole = [image for image in images if all(self._layers.get(layer.diff_id) for layer in image.layers)]
@@ -115,7 +123,7 @@ class ImageService:
         if broken := [image for image in images if image.id not in kept]:
             log.warning("images with missing layers are forgotten", images=[image.id for image in broken])
             await self._records.delete_images(image.id for image in broken)
-        self._catalog = Catalog(self._with_pin(image) for image in whole)
+        self._catalog = Catalog((self._with_pin(image) for image in whole), self._names.resolve)
 
     async def pull(
         self,
@@ -145,9 +153,11 @@ class ImageService:
             FailedPrecondition: The image is corrupt or cannot run here.
             ResourceExhausted: The disk is full, or a layer is larger than images.max_layer_gib.
         """
-        name = references.parse(reference)
-        job = _Job(name, auth, tls_verify)
-        credentials = auth_file(auth, name.domain)  # refuses bad credentials before any work
+        # Refuses bad credentials before any work. They are for the registry that the name says, which is the default
+        # one for a short name: an alias must not lead them to another.
+        credentials = auth_file(auth, references.parse(reference).domain)
+        await self._names.refresh()
+        job = _Job(self._names.resolve(reference), auth, tls_verify)
         listeners = self._reports.setdefault(job, [])
         if progress is not None:
             listeners.append(progress)
@@ -171,7 +181,8 @@ class ImageService:
             VmruntimeError: As for `pull`.
         """
         archive = archives.parse(source)
-        tags = [str(name) for name in archive.names(list(names))]
+        await self._names.refresh()
+        tags = [str(name) for name in archive.names(list(names), self._names.resolve)]
         owner = f"import {token_hex(8)}"
         try:
             async with self._incoming.directory() as work, self._session(auth_file(None, ""), []) as skopeo:
@@ -290,8 +301,7 @@ class ImageService:
         return changed[-1]
 
     def _with_pin(self, image: Image) -> Image:
-        pinned = not self._pinned.isdisjoint([*image.repo_tags, *image.repo_digests])
-        return msgspec.structs.replace(image, pinned=pinned)
+        return msgspec.structs.replace(image, pinned=self._pins.cover([*image.repo_tags, *image.repo_digests]))
 
     def _needed(self) -> set[str]:
         return self._catalog.layers_in_use() | self._in_use()

@@ -13,10 +13,10 @@ import structlog
 from vmruntime.aio import process
 from vmruntime.aio.pipeline import in_thread
 from vmruntime.config.settings import ImageSettings
-from vmruntime.errors import DeadlineExceeded, Unavailable
+from vmruntime.errors import DeadlineExceeded
 from vmruntime.images.platform import Platform
 from vmruntime.images.scratch import ScratchSpace
-from vmruntime.images.skopeo_errors import REGISTRY_UNAVAILABLE, translate
+from vmruntime.images.skopeo_errors import RegistryUnavailable, translate
 
 log = structlog.get_logger()
 
@@ -101,8 +101,8 @@ class Session:
                 die_with_us=True,
             )
         except DeadlineExceeded:
-            raise Unavailable(
-                f"{REGISTRY_UNAVAILABLE}: {source} did not answer within {timeout:g} s",
+            raise RegistryUnavailable(
+                f"{source} did not answer within {timeout:g} s",
                 remedy="check the registry and the network, or raise images.pull_timeout",
             ) from None
         if done.returncode != 0:
@@ -113,6 +113,8 @@ class Session:
         argv = ["skopeo", "--override-os", "linux", "--override-arch", self._platform.architecture]
         if self._settings.registries_conf:
             argv += ["--registries-conf", self._settings.registries_conf]
+        if self._settings.registries_d:
+            argv += ["--registries.d", self._settings.registries_d]
         return argv + self._policy
 
     def _source_options(self, tls_flag: str) -> list[str]:

@@ -3,15 +3,15 @@ from __future__ import annotations
 import pytest
 
 from vmruntime.errors import (
+    Code,
     FailedPrecondition,
     Internal,
     NotFound,
     PermissionDenied,
     ResourceExhausted,
-    Unavailable,
     VmruntimeError,
 )
-from vmruntime.images.skopeo_errors import redact, translate
+from vmruntime.images.skopeo_errors import RegistryUnavailable, SignatureValidationFailed, redact, translate
 
 
 def fatal(message: str) -> str:
@@ -33,30 +33,51 @@ def fatal(message: str) -> str:
         ),
         (
             "Source image rejected: Running image docker://r.example/app:1 is rejected by policy.",
-            PermissionDenied,
+            SignatureValidationFailed,
             "SignatureValidationFailed: ",
         ),
         (
             "Source image rejected: A signature was required, but no signature exists",
-            PermissionDenied,
+            SignatureValidationFailed,
             "SignatureValidationFailed: ",
         ),
         (
             'pinging container registry r: Get "https://r/v2/": dial tcp 127.0.0.1:1: connect: connection refused',
-            Unavailable,
+            RegistryUnavailable,
             "RegistryUnavailable: ",
         ),
-        ('Get "https://r/v2/": dial tcp: lookup r on 10.0.0.53:53: no such host', Unavailable, "RegistryUnavailable: "),
-        ('Get "https://r/v2/": x509: certificate signed by unknown authority', Unavailable, "RegistryUnavailable: "),
-        ('Get "https://r/v2/": http: server gave HTTP response to HTTPS client', Unavailable, "RegistryUnavailable: "),
-        ("received unexpected HTTP status: 503 Service Unavailable", Unavailable, "RegistryUnavailable: "),
-        ("toomanyrequests: You have reached your pull rate limit.", Unavailable, "RegistryUnavailable: "),
+        (
+            'Get "https://r/v2/": dial tcp: lookup r on 10.0.0.53:53: no such host',
+            RegistryUnavailable,
+            "RegistryUnavailable: ",
+        ),
+        (
+            'Get "https://r/v2/": x509: certificate signed by unknown authority',
+            RegistryUnavailable,
+            "RegistryUnavailable: ",
+        ),
+        (
+            'Get "https://r/v2/": http: server gave HTTP response to HTTPS client',
+            RegistryUnavailable,
+            "RegistryUnavailable: ",
+        ),
+        ("received unexpected HTTP status: 503 Service Unavailable", RegistryUnavailable, "RegistryUnavailable: "),
+        ("toomanyrequests: You have reached your pull rate limit.", RegistryUnavailable, "RegistryUnavailable: "),
         (
             "writing blob: storing blob to file: happened during read: Digest did not match, expected a, got b",
             FailedPrecondition,
             "the image is corrupt: ",
         ),
         ("writing blob: write /x: no space left on device", ResourceExhausted, "pulling r.example/app:1 into /work"),
+        (
+            'Error parsing image name "docker://b.example/a:1": registry b.example is blocked in /etc/r.conf or /x',
+            PermissionDenied,
+            "pulling",
+        ),
+        ('Error loading trust policy: invalid policy in "p.json": unexpected end', FailedPrecondition, "pulling"),
+        ("Error loading trust policy: open p.json: no such file or directory", FailedPrecondition, "pulling"),
+        ('loading registries configuration "r.conf": toml: line 1: unexpected EOF', FailedPrecondition, "pulling"),
+        ("initializing source docker://a: parsing /etc/r.d/x.yaml: error converting", FailedPrecondition, "pulling"),
         ("something else altogether", Internal, "pulling"),
     ],
 )
@@ -76,6 +97,27 @@ def test_secrets_and_signed_urls_are_blotted_out() -> None:
     assert "X-Signature" not in str(error)
 
 
+GPGME = (
+    'Source image rejected: Invalid GPG signature: gpgme.Signature{Summary:128, Fingerprint:"A334", '
+    "Status:gpgme.Error{err:0x%x}, Timestamp:time.Date(2026, time.November, 24, 21, 11, 44, 0, time.Local), "
+    "PKATrust:0x0, ValidityReason:error(nil), HashAlgo:10}"
+)
+
+
+def test_a_signature_that_was_not_accepted() -> None:
+    assert str(translate(fatal(GPGME % 9), "app")).startswith(
+        "SignatureValidationFailed: pulling app: Source image rejected: "
+        "it is signed by the key A334, which the policy does not name (the signature policy"
+    )
+    assert "its signature by the key A334 is not valid (GnuPG's error 0x8)" in str(translate(fatal(GPGME % 8), "app"))
+
+
 def test_no_message() -> None:
     assert "no message" in str(translate("", "app"))
     assert "panic: x" in str(translate("panic: x", "app"))
+
+
+def test_what_kubelet_looks_for_has_the_code_it_takes_off() -> None:
+    refused = translate(fatal("Source image rejected: x"), "app")
+    gone = translate(fatal("dial tcp 127.0.0.1:1: connect: connection refused"), "app")
+    assert (refused.code, gone.code) == (Code.UNKNOWN, Code.UNKNOWN)

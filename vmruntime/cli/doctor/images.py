@@ -10,6 +10,7 @@ from vmruntime.cli.doctor.report import Capability, Check, degraded, found, miss
 from vmruntime.config.settings import Settings
 
 POLICIES = ("/etc/containers/policy.json", "/usr/share/containers/policy.json")
+GNUPG = "apt install gnupg"
 REGISTRIES = "/etc/containers/registries.conf"
 
 
@@ -35,6 +36,8 @@ def policy(host: Host, settings: Settings) -> Capability:
             json.loads(text)
         except ValueError as error:
             return missing("image policy", f"{path} is not JSON: {error}", "see containers-policy.json(5)")
+        if '"signedBy"' in text and host.which("gpg") is None:
+            return missing("image policy", f"{path} wants signatures; gpg, which checks them, is not installed", GNUPG)
         return found("image policy", path)
     if configured:
         return missing("image policy", f"{configured} cannot be read (images.policy)", "see containers-policy.json(5)")
