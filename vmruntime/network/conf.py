@@ -1,7 +1,7 @@
-"""CNI network configuration lists: found, checked, or the built-in one.
+"""CNI network configuration lists: found and checked, or the built-in one.
 
 A file is kept as it was read, because plugins get their part of it unchanged; only the keys that vmruntime itself
-uses are checked. Keys and versions follow the CNI specification, section 1.
+uses are checked. Keys and versions follow the CNI specification 1.1.0, section 1.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import ipaddress
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,13 @@ import msgspec
 
 from vmruntime.network.errors import NetworkConfigError
 
-SUPPORTED_VERSIONS = ("0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
+SUPPORTED_VERSIONS = ("0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
 SUFFIXES = (".conf", ".conflist", ".json")
 SIZE_LIMIT = 1024 * 1024
 BUILT_IN = "the built-in configuration"
 DEFAULT_NAME = "vmruntime"
 DEFAULT_BRIDGE = "vmrt0"
+LOOPBACK = "loopback"
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
@@ -51,7 +52,7 @@ class NetworkConf(msgspec.Struct, frozen=True, kw_only=True):
         for plugin in self.plugins:
             names[plugin["type"]] = None
             ipam = plugin.get("ipam")
-            if isinstance(ipam, dict) and isinstance(ipam.get("type"), str) and ipam["type"]:
+            if isinstance(ipam, dict) and ipam.get("type"):
                 names[ipam["type"]] = None
         return list(names)
 
@@ -75,14 +76,14 @@ class Found:
 
 class _Plugin(msgspec.Struct):
     type: str
-    capabilities: dict[str, bool] = {}
+    capabilities: dict[str, bool] | None = None
 
 
 class _List(msgspec.Struct):
     name: str
     plugins: list[_Plugin]
     cniVersion: str = ""
-    cniVersions: list[str] = []
+    cniVersions: list[str] | None = None
     disableCheck: bool | str = False
 
 
@@ -94,12 +95,7 @@ def find(conf_dir: Path, default_subnet: str) -> Found:
     Raises:
         NetworkConfigError: No file can be used; the message has the reason for each.
     """
-    try:
-        paths = sorted(path for path in conf_dir.iterdir() if path.suffix in SUFFIXES)
-    except (FileNotFoundError, NotADirectoryError):
-        paths = []
-    except OSError as error:
-        raise NetworkConfigError(f"{conf_dir}: {error.strerror}") from error
+    paths = list(_files(conf_dir))
     if not paths:
         return Found(default(default_subnet))
     skipped: list[str] = []
@@ -107,7 +103,7 @@ def find(conf_dir: Path, default_subnet: str) -> Found:
         try:
             return Found(read(path), tuple(skipped))
         except NetworkConfigError as error:
-            skipped.append(error.message)
+            skipped.append(str(error))
     raise NetworkConfigError("no usable CNI configuration: " + "; ".join(skipped), remedy="correct or remove the files")
 
 
@@ -142,29 +138,25 @@ def parse(raw: object, source: str) -> NetworkConf:
     if "plugins" not in raw:
         if "type" not in raw:
             raise NetworkConfigError(f"{source}: has neither `plugins` nor `type`")
-        shared = {key: raw[key] for key in ("name", "cniVersion") if key in raw}
+        shared = {key: raw[key] for key in ("name", "cniVersion", "cniVersions") if key in raw}
         raw = {**shared, "plugins": [raw]}
-    try:
-        known = msgspec.convert(raw, _List)
-    except (msgspec.ValidationError, RecursionError) as error:
-        raise NetworkConfigError(f"{source}: {error}") from error
+    known = _known(raw, source)
     if not _NAME.fullmatch(known.name):
-        raise NetworkConfigError(f"{source}: `name`: {known.name!r} is not a network name")
+        raise NetworkConfigError(
+            f"{source}: `name`: {known.name[:80]!r} is not a network name",
+            remedy="begin with a letter or digit; letters, digits, _ . and - may follow",
+        )
     if not known.plugins:
         raise NetworkConfigError(f"{source}: `plugins` is empty")
-    for number, plugin in enumerate(known.plugins):
-        where = f"plugins[{number}]"
-        if not valid_plugin_name(plugin.type):
-            raise NetworkConfigError(f"{source}: `{where}.type`: {plugin.type!r} is not a plugin name")
-        ipam = raw["plugins"][number].get("ipam")
-        kind = ipam.get("type") if isinstance(ipam, dict) else None
-        if kind and not valid_plugin_name(kind):
-            raise NetworkConfigError(f"{source}: `{where}.ipam.type`: {kind!r} is not a plugin name")
+    for number, plugin in enumerate(raw["plugins"]):
+        _check_programs(plugin, f"{source}: `plugins[{number}]")
+    if all(plugin.type == LOOPBACK for plugin in known.plugins):
+        raise NetworkConfigError(f"{source}: the loopback plugin alone gives pods no address", remedy="remove the file")
     return NetworkConf(
         name=known.name,
         cni_version=_version(known, source),
         plugins=list(raw["plugins"]),
-        disable_check=_flag(known.disableCheck, source),
+        disable_check=_flag("disableCheck", known.disableCheck, source),
         source=source,
     )
 
@@ -197,43 +189,65 @@ def default(subnet: str) -> NetworkConf:
     return NetworkConf(name=DEFAULT_NAME, cni_version="1.0.0", plugins=[bridge, portmap], source=BUILT_IN)
 
 
-def find_programs(names: Sequence[str], bin_dirs: Sequence[str]) -> tuple[dict[str, Path], list[str]]:
-    """Return the path of each plugin program and the names of those that no directory has."""
-    paths: dict[str, Path] = {}
-    missing: list[str] = []
-    for name in names:
-        for directory in bin_dirs:
-            path = Path(directory) / name
-            if valid_plugin_name(name) and path.is_file() and path.stat().st_mode & 0o111:
-                paths[name] = path
-                break
-        else:
-            missing.append(name)
-    return paths, missing
-
-
 def valid_plugin_name(name: object) -> bool:
     """Whether a plugin's "type" can be a file name and nothing else: it is joined to a directory and run."""
-    return isinstance(name, str) and _NAME.fullmatch(name) is not None
+    return isinstance(name, str) and len(name) <= 255 and _NAME.fullmatch(name) is not None
+
+
+def _files(conf_dir: Path) -> Iterator[Path]:
+    """Iterate over a directory's configuration files by name; a missing directory has none.
+
+    Raises:
+        NetworkConfigError: The directory cannot be read.
+    """
+    try:
+        paths = sorted(path for path in conf_dir.iterdir() if path.suffix in SUFFIXES)
+        yield from (path for path in paths if not path.is_dir())
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except OSError as error:
+        raise NetworkConfigError(f"{conf_dir}: {error.strerror}") from error
+
+
+def _known(raw: dict[str, Any], source: str) -> _List:
+    try:
+        return msgspec.convert(raw, _List)
+    except (msgspec.ValidationError, RecursionError) as error:
+        # msgspec ends its message with the place, such as "at `$.plugins[0].type`".
+        text, _, place = str(error).partition(" - at `$.")
+        raise NetworkConfigError(
+            f"{source}: `{place.rstrip('`')}`: {text}" if place else f"{source}: {text}"
+        ) from error
+
+
+def _check_programs(plugin: dict[str, Any], where: str) -> None:
+    """Check the names of the programs that a plugin's object stands for; `where` ends with an open quotation."""
+    if not valid_plugin_name(plugin["type"]):
+        raise NetworkConfigError(f"{where}.type`: {plugin['type'][:80]!r} is not a plugin name")
+    ipam = plugin.get("ipam")
+    kind = ipam.get("type") if isinstance(ipam, dict) else None
+    if kind and not valid_plugin_name(kind):
+        raise NetworkConfigError(f"{where}.ipam.type`: {str(kind)[:80]!r} is not a plugin name")
 
 
 def _version(known: _List, source: str) -> str:
     """Choose the newest version that the file offers and vmruntime speaks."""
-    offered = [version for version in (*known.cniVersions, known.cniVersion) if version]
+    offered = [version for version in (*(known.cniVersions or []), known.cniVersion) if version]
     if not offered:
         raise NetworkConfigError(f"{source}: `cniVersion` is missing", remedy='add "cniVersion": "1.0.0"')
     usable = [version for version in offered if version in SUPPORTED_VERSIONS]
     if not usable:
         raise NetworkConfigError(
-            f"{source}: `cniVersion`: {', '.join(offered)} is not supported", remedy=f"use {SUPPORTED_VERSIONS[-2]}"
+            f"{source}: `cniVersion`: {', '.join(offered)[:80]} is not supported",
+            remedy=f"one of {', '.join(SUPPORTED_VERSIONS)}",
         )
     return max(usable, key=SUPPORTED_VERSIONS.index)
 
 
-def _flag(value: bool | str, source: str) -> bool:
-    """Read disableCheck; the specification allows the string form too."""
+def _flag(key: str, value: bool | str, source: str) -> bool:
+    """Read a flag; the specification allowed the string form once."""
     if isinstance(value, bool):
         return value
     if value.lower() in ("true", "false"):
         return value.lower() == "true"
-    raise NetworkConfigError(f"{source}: `disableCheck`: {value!r} is neither true nor false")
+    raise NetworkConfigError(f"{source}: `{key}`: {value[:80]!r} is neither true nor false")

@@ -23,9 +23,10 @@ class NetworkError(VmruntimeError):
 
     code = Code.INTERNAL
 
-    def __init__(self, message: str, *, remedy: str = "", cni_code: int = 0) -> None:
+    def __init__(self, message: str, *, remedy: str = "", cni_code: int = 0, code: Code = Code.INTERNAL) -> None:
         super().__init__(message, remedy=remedy)
         self.cni_code = cni_code
+        self.code = code
         if cni_code in (TRY_AGAIN_LATER, PLUGIN_NOT_AVAILABLE, LIMITED_CONNECTIVITY):
             self.code = Code.UNAVAILABLE
 

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
-from typing import Any
 
-import msgspec
 import structlog
 
+from vmruntime.aio.pipeline import in_thread
 from vmruntime.config.settings import NetworkSettings
 from vmruntime.errors import VmruntimeError
-from vmruntime.model.sandbox import NetworkInterface, NetworkRoute, PodNetwork, PortMapping, Sandbox, SandboxKind
+from vmruntime.model.sandbox import NetworkInterface, NetworkRoute, PodNetwork, Sandbox, SandboxKind
 from vmruntime.network import conf as configuration
 from vmruntime.network import netns
-from vmruntime.network.cni import Attachment, Cni
-from vmruntime.network.errors import NetworkError
+from vmruntime.network.attachments import Attachment, Attachments
+from vmruntime.network.capabilities import capabilities, cni_args
+from vmruntime.network.cni import Cni
+from vmruntime.network.errors import NetworkConfigError, NetworkError
+from vmruntime.network.plugins import Plugins
 from vmruntime.network.result import CniResult
 from vmruntime.network.tap import TapHandle, link, open_tap, tap_name
 from vmruntime.network.turn import turn
@@ -24,7 +25,6 @@ from vmruntime.paths import Paths
 log = structlog.get_logger(__name__)
 
 IFNAME = "eth0"
-NEW = ".new"
 
 
 class NetworkService:
@@ -33,7 +33,9 @@ class NetworkService:
     def __init__(self, paths: Paths, settings: NetworkSettings) -> None:
         self._paths = paths
         self._settings = settings
-        self._cni = Cni(settings.bin_dirs, settings.plugin_timeout)
+        self._cni = Cni(Plugins(settings.bin_dirs, settings.plugin_timeout))
+        self._attachments = Attachments(paths.cni_cache)
+        self._skipped: tuple[str, ...] = ()
 
     def netns_path(self, sandbox_id: str) -> Path:
         """Return where a pod's network namespace is."""
@@ -42,37 +44,35 @@ class NetworkService:
     async def ready(self) -> tuple[bool, str]:
         """Return whether pods can get an address, and why not."""
         try:
-            found = self._find()
+            await self._usable()
         except VmruntimeError as error:
             return False, str(error)
-        missing = self._cni.missing(found)
-        if missing:
-            return False, f"network {found.name} ({found.source}): plugins not installed: {', '.join(missing)}"
         return True, ""
 
     async def add(self, sandbox: Sandbox) -> tuple[PodNetwork, list[TapHandle]]:
         """Make the pod's namespace, run CNI ADD and open taps; on failure nothing stays.
 
         Raises:
+            NetworkConfigError: There is no network to join; nothing was begun.
             NetworkError: With the plugin's words.
         """
-        conf = self._find()
+        conf = await self._usable()
         namespace = self.netns_path(sandbox.id)
         attachment = Attachment(
             container_id=sandbox.id,
             netns=str(namespace),
             ifname=IFNAME,
             conf=conf,
-            args=_cni_args(sandbox),
-            capabilities=_capabilities(sandbox.spec.port_mappings),
+            args=cni_args(sandbox),
+            capabilities=capabilities(sandbox.spec),
         )
-        self._save(attachment)  # first, so that DEL can always be run
         taps: list[TapHandle] = []
         try:
+            await self._attachments.save(attachment)  # first, so that DEL can always be run
             await netns.create(namespace)
-            async with turn(self._lock(sandbox.id), self._settings.plugin_timeout) as lock:
+            async with turn(self._attachments.lock(sandbox.id), self._settings.plugin_timeout) as lock:
                 result = await self._cni.add(attachment, lock)
-            self._save(attachment)
+            await self._attachments.save(attachment)
             plugs = taps if sandbox.spec.kind is not SandboxKind.HOST else None
             return await self._join(namespace, result, plugs), taps
         except BaseException as error:
@@ -90,9 +90,9 @@ class NetworkService:
         Raises:
             NetworkError: Something could not be released; the cache stays, so that a later call tries again.
         """
-        attachment = self._load(sandbox_id)
         failures = []
-        async with turn(self._lock(sandbox_id), self._settings.plugin_timeout) as lock:
+        async with turn(self._attachments.lock(sandbox_id), self._settings.plugin_timeout) as lock:
+            attachment = await self._attachments.load(sandbox_id)
             if attachment is not None:
                 try:
                     await self._cni.delete(attachment, lock)
@@ -104,10 +104,7 @@ class NetworkService:
                 failures.append(str(error))
             if failures:
                 raise NetworkError("; ".join(failures))
-            cache = self._cache(sandbox_id)
-            # The lock last: who comes next waits for it. The half-written one is a killed daemon's.
-            for path in (cache.with_suffix(NEW), cache, self._lock(sandbox_id)):
-                path.unlink(missing_ok=True)
+            await self._attachments.forget(sandbox_id)
 
     async def _join(self, namespace: Path, result: CniResult, taps: list[TapHandle] | None) -> PodNetwork:
         """Return the pod's interfaces; with `taps`, a tap beside each is added to it."""
@@ -127,63 +124,27 @@ class NetworkService:
             )
         return PodNetwork(netns=str(namespace), interfaces=nics, routes=_routes(result), dns=result.dns)
 
-    def _find(self) -> configuration.NetworkConf:
-        found = configuration.find(Path(self._settings.conf_dir), self._settings.default_subnet)
-        for reason in found.skipped:
-            log.warning("CNI configuration skipped", reason=reason)
-        return found.conf
+    async def _usable(self) -> configuration.NetworkConf:
+        """Return the network that pods join now.
 
-    def _cache(self, sandbox_id: str) -> Path:
-        return self._paths.cni_cache / f"{sandbox_id}.json"
-
-    def _lock(self, sandbox_id: str) -> Path:
-        return self._paths.cni_cache / f"{sandbox_id}.lock"
-
-    def _save(self, attachment: Attachment) -> None:
-        """Write the cache: all of it or nothing, and on the disk before it counts."""
-        path = self._cache(attachment.container_id)
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        temporary = path.with_suffix(NEW)
-        with temporary.open("wb") as file:
-            file.write(msgspec.json.encode(attachment))
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-
-    def _load(self, sandbox_id: str) -> Attachment | None:
-        try:
-            return msgspec.json.decode(self._cache(sandbox_id).read_bytes(), type=Attachment)
-        except FileNotFoundError:
-            return None
-        except msgspec.DecodeError as error:
-            log.error("CNI cache unreadable", file=str(self._cache(sandbox_id)), error=str(error))
-            return None
-
-
-def _cni_args(sandbox: Sandbox) -> str:
-    metadata = sandbox.spec.metadata
-    arguments = {
-        "IgnoreUnknown": "1",
-        "K8S_POD_NAMESPACE": metadata.namespace,
-        "K8S_POD_NAME": metadata.name,
-        "K8S_POD_INFRA_CONTAINER_ID": sandbox.id,
-        "K8S_POD_UID": metadata.uid,
-    }
-    return ";".join(f"{key}={value}" for key, value in arguments.items() if not set(";=") & set(value))
-
-
-def _capabilities(mappings: list[PortMapping]) -> dict[str, Any]:
-    ports = [
-        {
-            "hostPort": mapping.host_port,
-            "containerPort": mapping.container_port,
-            "protocol": mapping.protocol.lower(),
-            **({"hostIP": mapping.host_ip} if mapping.host_ip else {}),
-        }
-        for mapping in mappings
-        if mapping.host_port > 0
-    ]
-    return {"portMappings": ports} if ports else {}
+        Raises:
+            NetworkConfigError: There is none, or its plugins are not installed.
+        """
+        settings = self._settings
+        found = await in_thread(lambda: configuration.find(Path(settings.conf_dir), settings.default_subnet))
+        if found.skipped != self._skipped:
+            self._skipped = found.skipped
+            for reason in found.skipped:
+                log.warning("CNI configuration skipped", reason=reason)
+        conf = found.conf
+        missing = await in_thread(lambda: self._cni.missing(conf))
+        if missing:
+            raise NetworkConfigError(
+                f"network {conf.name} ({conf.source}): plugins not installed: {', '.join(missing)}; they are in none of "
+                + ", ".join(settings.bin_dirs),
+                remedy="install containernetworking-plugins, or set network.bin_dirs",
+            )
+        return conf
 
 
 def _routes(result: CniResult) -> list[NetworkRoute]:

@@ -9,8 +9,9 @@ from vmruntime.cli.doctor.host import Host
 from vmruntime.cli.doctor.programs import program
 from vmruntime.cli.doctor.report import Capability, Check, degraded, found, missing
 from vmruntime.config.settings import Settings
-from vmruntime.network.conf import BUILT_IN, NetworkConf, find, find_programs
+from vmruntime.network.conf import BUILT_IN, NetworkConf, find
 from vmruntime.network.errors import NetworkConfigError
+from vmruntime.network.plugins import find_programs
 
 TC_MODULES = {
     "sch_ingress": "CONFIG_NET_SCH_INGRESS",

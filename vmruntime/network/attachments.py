@@ -1,0 +1,119 @@
+"""Pods' attachments to networks, kept on disk: what DEL needs, whatever has changed since ADD."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import structlog
+
+from vmruntime.aio.pipeline import in_thread
+from vmruntime.errors import ResourceExhausted
+from vmruntime.network.conf import NetworkConf
+from vmruntime.network.errors import NetworkError
+
+log = structlog.get_logger(__name__)
+
+NEW = ".new"
+
+
+class Attachment(msgspec.Struct, kw_only=True):
+    """One pod's attachment to a network.
+
+    Attributes:
+        container_id: The sandbox's id.
+        netns: Path of the pod's network namespace.
+        ifname: Name of the pod's first interface.
+        conf: The network as it was when the pod was made.
+        args: CNI_ARGS as key=value;….
+        capabilities: Capability arguments by name, such as portMappings.
+        result: What ADD answered; None until it did.
+    """
+
+    container_id: str
+    netns: str
+    ifname: str
+    conf: NetworkConf
+    args: str
+    capabilities: dict[str, Any]
+    result: dict[str, Any] | None = None
+
+
+class Attachments:
+    """A directory with a file for each attachment: ID.json, and ID.lock for turn.py."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def lock(self, sandbox_id: str) -> Path:
+        """Return a sandbox's lock file."""
+        return self._directory / f"{sandbox_id}.lock"
+
+    async def save(self, attachment: Attachment) -> None:
+        """Write an attachment: all of it or nothing, and on the disk before it counts.
+
+        Raises:
+            NetworkError: The disk does not take it.
+        """
+        content = msgspec.json.encode(attachment)
+        path = self._path(attachment.container_id)
+
+        def write() -> None:
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            temporary = path.with_suffix(NEW)
+            with temporary.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+
+        try:
+            await in_thread(write)
+        except OSError as error:
+            raise NetworkError(
+                f"{path} cannot be written: {error.strerror}",
+                remedy="make room or mend the file system",
+                code=ResourceExhausted.code,
+            ) from error
+
+    async def load(self, sandbox_id: str) -> Attachment | None:
+        """Return a sandbox's attachment; None: it has none, or it cannot be read."""
+        return await in_thread(lambda: self._read(self._path(sandbox_id)))
+
+    async def all(self) -> list[Attachment]:
+        """Return every attachment that can be read, by sandbox id."""
+
+        def read() -> Iterator[Attachment]:
+            for path in sorted(self._directory.glob("*.json")):
+                attachment = self._read(path)
+                if attachment is not None:
+                    yield attachment
+
+        return await in_thread(lambda: list(read()))
+
+    async def forget(self, sandbox_id: str) -> None:
+        """Remove everything of a sandbox; nothing there: success."""
+        path = self._path(sandbox_id)
+        # The lock last: who comes next waits for it. The half-written one is a killed daemon's.
+        files = (path.with_suffix(NEW), path, self.lock(sandbox_id))
+
+        def remove() -> None:
+            for file in files:
+                file.unlink(missing_ok=True)
+
+        await in_thread(remove)
+
+    def _path(self, sandbox_id: str) -> Path:
+        return self._directory / f"{sandbox_id}.json"
+
+    def _read(self, path: Path) -> Attachment | None:
+        try:
+            return msgspec.json.decode(path.read_bytes(), type=Attachment)
+        except FileNotFoundError:
+            return None
+        except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            log.error("CNI cache unreadable", file=str(path), error=str(error))
+            return None
