@@ -21,7 +21,7 @@ setup: system .make/venv guest ## install everything that is missing and build t
 system: ## system packages, the vmruntime account, vhost-device-vsock
 	@tools/setup-system.sh
 
-.make/venv: pyproject.toml proto/cri.proto proto/agent.proto tools/gen_protos.py tools/hatch_build.py | system
+.make/venv: pyproject.toml $(wildcard proto/*.proto) tools/gen_protos.py tools/hatch_build.py | system
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check -e '.[dev]'
 	@mkdir -p .make && touch $@

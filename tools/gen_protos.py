@@ -9,7 +9,7 @@ import os
 import sys
 from pathlib import Path
 
-PROTOS = ("cri.proto", "agent.proto")
+PROTOS = ("cri.proto", "agent.proto", "maintenance.proto")
 
 
 def generate(root: Path) -> None:

@@ -431,7 +431,7 @@ async def test_names_move_and_images_go(host: Host, server: Registry, tmp_path: 
         assert kept is not None
         assert kept.repo_tags == []
         assert kept.repo_digests == old.repo_digests
-        await service.touch(new.id)
+        await service.touch([new.id])
     async with host.service() as service:  # after a restart
         found = service.status(new.id[:20])
         assert found is not None
@@ -460,6 +460,35 @@ async def test_layers_in_use_stay_until_swept(host: Host, server: Registry, tmp_
         running.clear()
         await service.sweep()
         assert host.layer_files() == []
+
+
+async def test_pruning_beside_pulls(host: Host, server: Registry, tmp_path: Path) -> None:
+    base = files({"base": os.urandom(300_000)})
+    names = [f"registry.example/{letter}:1" for letter in "ab"]
+    for letter in "ab":
+        server.push(build_image(tmp_path / letter, [base, files({letter: b"x"})]), f"{letter}:1")
+    async with host.service() as service:
+
+        async def pull(name: str) -> None:
+            for _ in range(4):
+                image = await service.pull(name)
+                assert image.layers[0].diff_id == base.diff_id
+
+        async with asyncio.TaskGroup() as group:
+            pulls = [group.create_task(pull(name)) for name in names]
+            removed = 0
+            while not all(done.done() for done in pulls):
+                removed += len((await service.prune(0)).images)
+                await asyncio.sleep(0.01)
+        assert removed >= 6
+        images = [await service.pull(name) for name in names]
+        assert len(host.layer_files()) == 3
+        for image in images:
+            with mounted(service, image, tmp_path) as root:
+                assert len(list(root.iterdir())) == 1
+        assert len((await service.prune(0)).images) == 2
+        assert host.layer_files() == []
+        assert host.leftovers() == []
 
 
 async def test_recovery(host: Host, server: Registry, tmp_path: Path) -> None:

@@ -126,9 +126,9 @@ class FakeImages:
     def layer_path(self, layer: Layer) -> Path:
         return self._directory / f"{layer.serial}.erofs"
 
-    async def touch(self, image_id: str) -> None:
+    async def touch(self, image_ids: Iterable[str]) -> None:
         await self.faults.at("images.touch")
-        self.touched.append(image_id)
+        self.touched += image_ids
 
     async def sweep(self) -> None:
         await self.faults.at("images.sweep")

@@ -12,7 +12,7 @@ import grpc
 
 from vmruntime import errors
 from vmruntime.errors import Code, Unavailable, VmruntimeError
-from vmruntime.generated import cri_pb2_grpc
+from vmruntime.generated import cri_pb2_grpc, maintenance_pb2_grpc
 
 RequestT = TypeVar("RequestT")
 ResponseT = TypeVar("ResponseT")
@@ -39,11 +39,12 @@ _ERRORS: dict[int, type[VmruntimeError]] = {
 
 
 class Client:
-    """The two CRI services of one daemon.
+    """The services of one daemon.
 
     Attributes:
         runtime: Pods and containers.
         image: Images.
+        maintenance: What CRI has no call for.
     """
 
     def __init__(self, address: Path) -> None:
@@ -58,6 +59,7 @@ class Client:
         )
         self.runtime = cri_pb2_grpc.RuntimeServiceStub(self._channel)
         self.image = cri_pb2_grpc.ImageServiceStub(self._channel)
+        self.maintenance = maintenance_pb2_grpc.ImageMaintenanceStub(self._channel)
 
     @classmethod
     def connect(cls, address: Path) -> Client:

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from vmruntime.cli.client import Client
 from vmruntime.cli.progress import working
-from vmruntime.errors import InvalidArgument, NotFound
-from vmruntime.generated import cri_pb2
+from vmruntime.errors import InvalidArgument, NotFound, Unimplemented
+from vmruntime.generated import cri_pb2, maintenance_pb2
 from vmruntime.ids import short_id
 
 TRANSPORTS = ("oci", "oci-archive", "docker-archive")
@@ -149,6 +149,15 @@ def require(client: Client, reference: str) -> cri_pb2.Image:
     if image is None:
         raise NotFound(f"no image {reference!r} on this machine", remedy="vmruntime image list shows them")
     return image
+
+
+def uses(client: Client) -> dict[str, maintenance_pb2.ImageUse]:
+    """Return the use of each image by its id; empty when the daemon cannot tell (another runtime's, say)."""
+    try:
+        answer = client.call(client.maintenance.ListImageUse, maintenance_pb2.ListImageUseRequest())
+    except Unimplemented:
+        return {}
+    return {use.id: use for use in answer.images}
 
 
 def pull(

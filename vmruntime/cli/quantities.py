@@ -1,4 +1,4 @@
-"""The values of options that are more than a word: sizes, CPUs, ports, users, pairs."""
+"""The values of options that are more than a word: sizes, times, CPUs, ports, users, pairs."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from vmruntime.generated import cri_pb2
 T = TypeVar("T")
 
 _UNITS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 _PROTOCOLS = {"tcp": cri_pb2.TCP, "udp": cri_pb2.UDP, "sctp": cri_pb2.SCTP}
 
 
@@ -49,6 +50,21 @@ class Memory(_Parsed[int]):
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
         """Return bytes; a number, such as a default, is bytes already."""
         return value if isinstance(value, int) else super().convert(value, param, ctx)
+
+
+class Duration(_Parsed[int]):
+    """A time: 90s, 30m, 12h, 7d, 2w, or several of them, 1d12h; a number alone is seconds."""
+
+    name = "duration"
+
+    def parse(self, text: str) -> int:
+        """Return seconds."""
+        words = text.strip().lower()
+        if words.isascii() and words.isdigit():
+            return int(words)
+        if re.fullmatch(r"(?:\d+[wdhms])+", words, re.ASCII) is None:
+            raise ValueError("is not a duration, such as 12h or 7d")
+        return sum(int(amount) * _SECONDS[unit] for amount, unit in re.findall(r"(\d+)([wdhms])", words))
 
 
 class Publish(_Parsed[cri_pb2.PortMapping]):

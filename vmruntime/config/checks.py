@@ -115,6 +115,7 @@ def _guest(settings: Settings) -> Iterator[InvalidArgument]:
 
 def _images(settings: Settings) -> Iterator[InvalidArgument]:
     yield from _finite("images.pull_timeout", settings.images.pull_timeout)
+    yield from _finite("images.prune_after_days", settings.images.prune_after_days)
     for i, reference in enumerate(settings.images.pinned):
         if not reference or not reference.isprintable() or " " in reference:
             yield _field(f"images.pinned[{i}]", reference, "is no image reference", remedy="such as busybox:1.36")

@@ -57,6 +57,7 @@ class ImageSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
         registries_d: Where signatures are kept, a containers-registries.d(5) directory; empty: the host's.
         pull_timeout: Seconds without any progress of a pull.
         max_layer_gib: Refuse an image with a larger unpacked layer.
+        prune_after_days: Images that nobody has used for so long are removed; 0: never, as kubelet does that.
         pinned: Images that are never collected: names, or patterns in which "*" stands for anything.
     """
 
@@ -65,6 +66,7 @@ class ImageSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     registries_d: str = ""
     pull_timeout: Annotated[float, Meta(gt=0)] = 300.0
     max_layer_gib: Positive = 64
+    prune_after_days: Annotated[float, Meta(ge=0)] = 0.0
     pinned: list[str] = []
 
 

@@ -42,6 +42,7 @@ _QUIET = frozenset(
         "StreamImages",
         "ImageStatus",
         "ImageFsInfo",
+        "ListImageUse",
     }
 )
 # Request fields that say what a call is about. Nothing else of a request is ever logged.

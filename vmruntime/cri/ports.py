@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
-from vmruntime.model.image import Image, RegistryAuth
+from vmruntime.model.image import Image, ImageUse, Pruned, RegistryAuth
 from vmruntime.model.streams import AttachSpec, ExecSpec, PortForwardSpec
 
 
@@ -39,6 +40,12 @@ class Images(Protocol):
 
     async def remove(self, reference: str) -> None:
         """Forget an image with all its names; one that is not here: success."""
+
+    def uses(self) -> Sequence[ImageUse]:
+        """Return every image here and whether a container has it."""
+
+    async def prune(self, unused_seconds: float, *, dry_run: bool) -> Pruned:
+        """Remove images that nobody has used for so long, but for pinned ones and those in use; or only find them."""
 
     def fs_usage(self) -> FsUsage:
         """Return what the images take on disk, from memory."""

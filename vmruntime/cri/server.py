@@ -15,12 +15,13 @@ import structlog
 
 from vmruntime.clock import Clock, SystemClock
 from vmruntime.config.settings import Settings
+from vmruntime.cri.image_maintenance import ImageMaintenance
 from vmruntime.cri.image_service import ImageService
 from vmruntime.cri.interceptors import CallInterceptor
 from vmruntime.cri.ports import Conditions, Images, Streams
 from vmruntime.cri.runtime_service import RuntimeService
 from vmruntime.errors import AlreadyExists, FailedPrecondition, InvalidArgument, Unavailable
-from vmruntime.generated import cri_pb2_grpc
+from vmruntime.generated import cri_pb2_grpc, maintenance_pb2_grpc
 from vmruntime.model.sandbox import SandboxKind
 from vmruntime.paths import Paths
 from vmruntime.pods.interface import Pods
@@ -79,6 +80,7 @@ class CriServer:
             writable_mountpoint=str(Paths(root=Path(settings.root)).pods),
         )
         self._images = ImageService(images, clock)
+        self._maintenance = ImageMaintenance(images)
         self._server: grpc.aio.Server | None = None
         self._inode: tuple[int, int] | None = None
 
@@ -108,6 +110,7 @@ class CriServer:
         )
         cri_pb2_grpc.add_RuntimeServiceServicer_to_server(self._runtime, server)
         cri_pb2_grpc.add_ImageServiceServicer_to_server(self._images, server)
+        maintenance_pb2_grpc.add_ImageMaintenanceServicer_to_server(self._maintenance, server)
         try:
             self._socket.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             # mkdtemp makes the directory with mode 0700.

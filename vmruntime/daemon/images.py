@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from vmruntime.errors import NotFound
 from vmruntime.images.service import FsUsage, ImageService
-from vmruntime.model.image import Image, RegistryAuth
+from vmruntime.model.image import Image, ImageUse, Pruned, RegistryAuth
 
 IMPORT_TRANSPORTS = ("oci:", "oci-archive:", "docker-archive:")
 """containers-transports(5) names that PullImage takes besides registry names; CRI has no call to import."""
@@ -36,6 +38,14 @@ class DaemonImages:
     async def remove(self, reference: str) -> None:
         """Forget an image; one that is not here: success."""
         await self._service.remove(reference)
+
+    def uses(self) -> Sequence[ImageUse]:
+        """Return every image here and whether a container has it."""
+        return self._service.uses()
+
+    async def prune(self, unused_seconds: float, *, dry_run: bool) -> Pruned:
+        """Remove images that nobody has used for so long."""
+        return await self._service.prune(unused_seconds, dry_run=dry_run)
 
     def fs_usage(self) -> FsUsage:
         """Return what the layers take on disk."""

@@ -22,6 +22,7 @@ from vmruntime.daemon.logging import configure
 from vmruntime.daemon.metrics import serve_metrics
 from vmruntime.daemon.parts import Parts
 from vmruntime.daemon.profiles import load_profile
+from vmruntime.daemon.prune import prune_old
 from vmruntime.daemon.readiness import notify
 from vmruntime.errors import FailedPrecondition
 from vmruntime.hypervisor.devices import host_architecture
@@ -89,7 +90,10 @@ async def _start(settings: Settings, paths: Paths, parts: Parts, stack: contextl
     def layers_in_use() -> set[str]:
         return {layer for container in registry.containers(hidden=True) for layer in container.layers}
 
-    images = ImageService(paths, database, settings.images, clock, in_use=layers_in_use)
+    def images_in_use() -> set[str]:
+        return {image for container in registry.containers(hidden=True) for image in container.image_ids}
+
+    images = ImageService(paths, database, settings.images, clock, in_use=layers_in_use, images_in_use=images_in_use)
     await images.load()
     network = parts.network or NetworkService(paths, settings.network)
     owned = OwnedResources(Ledger(database), parts.cgroups or HostCgroups.detect())
@@ -117,6 +121,8 @@ async def _start(settings: Settings, paths: Paths, parts: Parts, stack: contextl
     )
     stack.push_async_callback(_let_go, context)
     await recover(context)
+    if settings.images.prune_after_days:
+        context.scope.start(prune_old(images, settings.images.prune_after_days), "unused images")
     stack.enter_context(serve_metrics(settings.metrics, registry))
     pods = PodService(context)
     streaming = StreamingServer(pods, settings.streaming, clock)

@@ -50,9 +50,10 @@ class Catalog:
                 return self._images[self._names[name]]
         return self._by_prefix(prefix) if prefix is not None else None
 
-    def layers_in_use(self) -> set[str]:
-        """Return the diffIDs that images have."""
-        return {layer.diff_id for image in self._images.values() for layer in image.layers}
+    def layers_in_use(self, without: Iterable[str] = ()) -> set[str]:
+        """Return the diffIDs that images have, but for the images with these ids."""
+        left_out = set(without)
+        return {layer.diff_id for image in self._images.values() if image.id not in left_out for layer in image.layers}
 
     def with_image(self, image: Image) -> list[Image]:
         """Return what changes when an image is added.
@@ -66,7 +67,7 @@ class Catalog:
                 repo_tags=_union(before.repo_tags, image.repo_tags),
                 repo_digests=_union(before.repo_digests, image.repo_digests),
                 created_at=before.created_at,
-                last_used_at=before.last_used_at,
+                last_used_at=max(before.last_used_at, image.last_used_at),
             )
         names = set(_names(image))
         losers = {self._names[name] for name in names if self._names.get(name, image.id) != image.id}

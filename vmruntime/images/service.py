@@ -23,13 +23,14 @@ from vmruntime.images.layers import LayerStore
 from vmruntime.images.pinned import Pins
 from vmruntime.images.platform import Platform, host_platform
 from vmruntime.images.progress import Phase, PullProgress, Report
+from vmruntime.images.prune import bytes_of, stale
 from vmruntime.images.pull import Pull, Pulled
 from vmruntime.images.reference import Reference
 from vmruntime.images.scratch import ScratchSpace
 from vmruntime.images.shared import SharedWork
 from vmruntime.images.shortnames import ShortNames
 from vmruntime.images.skopeo import Session, session
-from vmruntime.model.image import Image, Layer, RegistryAuth
+from vmruntime.model.image import Image, ImageUse, Layer, Pruned, RegistryAuth
 from vmruntime.paths import Paths
 from vmruntime.store.database import Database
 from vmruntime.store.image_records import ImageRecords
@@ -77,6 +78,7 @@ class ImageService:
         *,
         group_id: int | None = None,
         in_use: Callable[[], set[str]] = set,
+        images_in_use: Callable[[], set[str]] = set,
         platform: Platform | None = None,
         max_layer_bytes: int | None = None,
     ) -> None:
@@ -89,6 +91,7 @@ class ImageService:
             clock: For times of pull and use, and for stalls.
             group_id: The group hypervisors run in, which may read layers; None: root's alone.
             in_use: Returns the diffIDs of layers that containers run on; these stay when their image goes.
+            images_in_use: Returns the ids of images that containers have; `prune` leaves them.
             platform: What images have to be for; None: this host's.
             max_layer_bytes: In place of settings.max_layer_gib.
         """
@@ -96,6 +99,7 @@ class ImageService:
         self._settings = settings
         self._clock = clock
         self._in_use = in_use
+        self._images_in_use = images_in_use
         self._platform = platform or host_platform()
         self._records = ImageRecords(database)
         self._incoming = ScratchSpace(paths.incoming)
@@ -228,15 +232,46 @@ class ImageService:
         await self._layers.sweep()
         await self._layers.collect(self._needed)
 
-    async def touch(self, image_id: str) -> None:
-        """Note that a container has been made from an image; unknown: success."""
+    async def prune(self, unused_seconds: float, *, dry_run: bool = False) -> Pruned:
+        """Remove the images that nobody has used for some time, but for pinned ones and those that containers have.
+
+        Args:
+            unused_seconds: How long; 0: whatever is not in use.
+            dry_run: Only say what would go.
+        """
         async with self._changing:
-            image = self._catalog.get(image_id)
-            if image is None:
-                return
-            used = msgspec.structs.replace(image, last_used_at=self._clock.now_ns())
-            await self._records.put_images([used])
-            self._catalog.put([used])
+            before = self._clock.now_ns() - int(unused_seconds * 1e9)
+            chosen = stale(self._catalog.all(), self._images_in_use(), before)
+            ids = [image.id for image in chosen]
+            size = bytes_of(chosen, self._catalog.layers_in_use(without=ids) | self._in_use())
+            if dry_run or not chosen:
+                return Pruned(images=chosen, freed_bytes=size)
+            # Out of memory first, in the same step as the choice: a container that is made while the store is written
+            # must not find an image that goes.
+            self._catalog.drop(ids)
+            try:
+                await self._records.delete_images(ids)
+            except BaseException:
+                self._catalog.put(chosen)
+                raise
+        log.info("unused images removed", images=ids, unused_seconds=unused_seconds)
+        await self._layers.collect(self._needed)
+        return Pruned(images=chosen, freed_bytes=size)
+
+    def uses(self) -> Sequence[ImageUse]:
+        """Return all images, the oldest first, and whether containers have them."""
+        in_use = self._images_in_use()
+        return [ImageUse(image=image, in_use=image.id in in_use) for image in self._catalog.all()]
+
+    async def touch(self, image_ids: Iterable[str]) -> None:
+        """Note that images are used now, or have been until now; unknown ones: success."""
+        async with self._changing:
+            now = self._clock.now_ns()
+            known = [image for image_id in image_ids if (image := self._catalog.get(image_id)) is not None]
+            used = [msgspec.structs.replace(image, last_used_at=now) for image in known]
+            if used:
+                await self._records.put_images(used)
+                self._catalog.put(used)
 
     def hold(self, layers: Iterable[Layer], owner: str) -> None:
         """Keep layers on disk until the owner releases them; for the time before `in_use` knows of them."""
@@ -285,6 +320,7 @@ class ImageService:
         return Pull(skopeo, self._layers, self._platform, self._clock, owner=owner, stall=stall)
 
     async def _record(self, pulled: Pulled, tags: Sequence[str], digests: Sequence[str]) -> Image:
+        now = self._clock.now_ns()
         image = Image(
             id=pulled.id,
             repo_tags=[*tags],
@@ -292,7 +328,8 @@ class ImageService:
             layers=pulled.layers,
             config=pulled.config,
             size=sum(layer.size for layer in pulled.layers),
-            created_at=self._clock.now_ns(),
+            created_at=now,
+            last_used_at=now,
         )
         async with self._changing:
             changed = [self._with_pin(each) for each in self._catalog.with_image(image)]

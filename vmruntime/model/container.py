@@ -125,6 +125,7 @@ class Container(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         image_id: Id of the image that runs, "sha256:…".
         image_ref: The digest reference reported as ContainerStatus.image_ref.
+        volume_image_ids: Ids of the images that are mounted as volumes.
         stop_signal: The signal StopContainer sends first, by number.
         reason: Completed, Error, OOMKilled or what happened to the VM.
     """
@@ -136,6 +137,7 @@ class Container(msgspec.Struct, frozen=True, kw_only=True):
     created_at: int
     image_id: str = ""
     image_ref: str = ""
+    volume_image_ids: list[str] = []
     layers: list[str] = []
     stop_signal: int = 15
     user: ContainerUser | None = None
@@ -145,3 +147,8 @@ class Container(msgspec.Struct, frozen=True, kw_only=True):
     exit_code: int = 0
     reason: str = ""
     message: str = ""
+
+    @property
+    def image_ids(self) -> list[str]:
+        """Ids of all images it is made of."""
+        return [self.image_id, *self.volume_image_ids]

@@ -53,7 +53,9 @@ class Image(msgspec.Struct, frozen=True, kw_only=True):
         repo_digests: Full names with digest, docker.io/library/busybox@sha256:….
         layers: Lowest first.
         size: Bytes the image's layers take on disk.
-        created_at, last_used_at: Nanoseconds since the epoch, of the pull and of the last container made from it.
+        created_at: Nanoseconds since the epoch, of the first pull.
+        last_used_at: The same of the last pull, or of the last container's creation or removal.
+        pinned: No clean-up may take it.
     """
 
     id: str
@@ -65,6 +67,28 @@ class Image(msgspec.Struct, frozen=True, kw_only=True):
     created_at: int
     last_used_at: int = 0
     pinned: bool = False
+
+
+class ImageUse(msgspec.Struct, frozen=True, kw_only=True):
+    """Whether an image is needed.
+
+    Attributes:
+        in_use: A container has it now, running or not, as its root file system or as a volume.
+    """
+
+    image: Image
+    in_use: bool
+
+
+class Pruned(msgspec.Struct, frozen=True, kw_only=True):
+    """What a clean-up removed, or would.
+
+    Attributes:
+        freed_bytes: Of layers that nothing else has.
+    """
+
+    images: list[Image]
+    freed_bytes: int
 
 
 class RegistryAuth(msgspec.Struct, frozen=True, kw_only=True):

@@ -90,6 +90,7 @@ async def _create(context: Context, sandbox: Sandbox, container_id: str, spec: C
         created_at=context.clock.now_ns(),
         image_id=image.id,
         image_ref=image.repo_digests[0] if image.repo_digests else image.id,
+        volume_image_ids=[one.id for one in mounted],
         layers=[layer.diff_id for one in (image, *mounted) for layer in one.layers],
         stop_signal=stop_signal(spec, image.config),
     )
@@ -104,7 +105,7 @@ async def _create(context: Context, sandbox: Sandbox, container_id: str, spec: C
             context.handover.discard(container_id)
             await asyncio.shield(_undo(context, container))
             raise
-    await context.images.touch(image.id)
+    await context.images.touch(container.image_ids)
 
 
 async def _create_in_guest(

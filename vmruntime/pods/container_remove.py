@@ -54,4 +54,5 @@ async def forget_container(context: Context, container: Container) -> None:
     """Remove what the host keeps of a container."""
     context.handover.discard(container.id)
     context.log_position(container.id).unlink(missing_ok=True)
+    await context.images.touch(container.image_ids)  # used until now; before it stops counting as used
     await context.registry.drop_container(container.id)

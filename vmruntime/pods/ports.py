@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -40,8 +40,8 @@ class Images(Protocol):
     def layer_path(self, layer: Layer) -> Path:
         """Return a layer's disk image."""
 
-    async def touch(self, image_id: str) -> None:
-        """Note that an image was used now."""
+    async def touch(self, image_ids: Iterable[str]) -> None:
+        """Note that images are used now, or have been until now; unknown ones: success."""
 
     async def sweep(self) -> None:
         """Remove layers that nothing references."""

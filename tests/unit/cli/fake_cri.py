@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 import grpc
 
 from tests.unit.cli.fake_streams import FakeStreams
-from vmruntime.generated import cri_pb2, cri_pb2_grpc
+from vmruntime.generated import cri_pb2, cri_pb2_grpc, maintenance_pb2, maintenance_pb2_grpc
 from vmruntime.ids import new_id
 from vmruntime.model.streams import AttachSpec, ExecSpec, PortForwardSpec
 
@@ -30,7 +30,11 @@ class Script:
     delay: float = 0.0
 
 
-class FakeCri(cri_pb2_grpc.RuntimeServiceServicer, cri_pb2_grpc.ImageServiceServicer):
+class FakeCri(
+    cri_pb2_grpc.RuntimeServiceServicer,
+    cri_pb2_grpc.ImageServiceServicer,
+    maintenance_pb2_grpc.ImageMaintenanceServicer,
+):
     """State is plain attributes; tests read and write them."""
 
     def __init__(self) -> None:
@@ -40,6 +44,7 @@ class FakeCri(cri_pb2_grpc.RuntimeServiceServicer, cri_pb2_grpc.ImageServiceServ
         self.pod_configs: dict[str, cri_pb2.PodSandboxConfig] = {}
         self.container_configs: dict[str, cri_pb2.ContainerConfig] = {}
         self.images: dict[str, cri_pb2.Image] = {}
+        self.uses: dict[str, maintenance_pb2.ImageUse] = {}
         self.script = Script()
         self.calls: list[str] = []
         self.requests: dict[str, Any] = {}
@@ -282,6 +287,23 @@ class FakeCri(cri_pb2_grpc.RuntimeServiceServicer, cri_pb2_grpc.ImageServiceServ
         self.images.pop(request.image.image, None)
         return cri_pb2.RemoveImageResponse()
 
+    # --- ImageMaintenance
+
+    def ListImageUse(self, request: Any, context: grpc.ServicerContext) -> maintenance_pb2.ListImageUseResponse:
+        self._enter("ListImageUse", request, context)
+        return maintenance_pb2.ListImageUseResponse(images=self.uses.values())
+
+    def PruneImages(self, request: Any, context: grpc.ServicerContext) -> maintenance_pb2.PruneImagesResponse:
+        self._enter("PruneImages", request, context)
+        images = [
+            maintenance_pb2.PrunedImage(
+                id=use.id, repo_tags=self.images[use.id].repo_tags, last_used_at=use.last_used_at
+            )
+            for use in self.uses.values()
+            if not use.in_use
+        ]
+        return maintenance_pb2.PruneImagesResponse(images=images, freed_bytes=len(images) * 2**20)
+
     @staticmethod
     def _unknown(identifier: str, context: grpc.ServicerContext) -> NoReturn:
         context.abort(grpc.StatusCode.NOT_FOUND, f"no such id: {identifier}")
@@ -298,6 +320,7 @@ class FakeDaemon:
         self._server = grpc.server(concurrent.futures.ThreadPoolExecutor(max_workers=8))
         cri_pb2_grpc.add_RuntimeServiceServicer_to_server(self.cri, self._server)
         cri_pb2_grpc.add_ImageServiceServicer_to_server(self.cri, self._server)
+        maintenance_pb2_grpc.add_ImageMaintenanceServicer_to_server(self.cri, self._server)
         self._server.add_insecure_port(f"unix://{socket}")
         self._server.start()
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tarfile
 import threading
+import time
 from pathlib import Path
 
 import click
@@ -15,7 +16,7 @@ import pytest
 import vmruntime.cli.follow
 from tests.unit.cli.conftest import Cli
 from vmruntime.cli.main import main
-from vmruntime.generated import cri_pb2
+from vmruntime.generated import cri_pb2, maintenance_pb2
 
 LINE = b"2026-01-02T03:04:05.000000006Z stdout F "
 
@@ -274,13 +275,53 @@ def test_console(cli: Cli) -> None:
 def test_image_list_and_rm(cli: Cli) -> None:
     image = cli.cri.add_image("registry.example:5000/app:2")
     lines = cli("image", "list").stdout.splitlines()
-    assert lines[1].split() == ["registry.example:5000/app", "2", "a" * 13, "5.0", "MiB"]
+    assert lines[1].split() == ["registry.example:5000/app", "2", "a" * 13, "5.0", "MiB", "-"]
     assert json.loads(cli("image", "list", "-o", "json").stdout)[0]["size"] == 5 * 2**20
     assert cli("image", "list", "-q").stdout == f"{image.id}\n"
     assert cli("image", "rm", "nothing").exit_code == 1
     cli.cri.add_image("other:1", "ab"[1])
     assert cli("image", "rm", "aaaa").stdout == f"{image.id}\n"
     assert image.id not in cli.cri.images
+
+
+def test_image_list_tells_the_last_use(cli: Cli) -> None:
+    names = ("new:1", "used:1", "pinned:1", "untold:1")
+    new, used, pinned, untold = (cli.cri.add_image(name, letter) for name, letter in zip(names, "abcd", strict=True))
+    pinned.pinned = True
+    cli.cri.images[pinned.id] = pinned
+    then = time.time_ns() - 3 * 24 * 3600 * 10**9
+    for image in (new, used, pinned):
+        use = maintenance_pb2.ImageUse(id=image.id, last_used_at=then, in_use=image is used)
+        cli.cri.uses[image.id] = use
+    lines = cli("image", "list").stdout.splitlines()
+    ends = {line.split()[0]: line.split("MiB")[1].strip() for line in lines[1:]}
+    assert ends == {"new": "3 days ago", "used": "in use", "pinned": "3 days ago, pinned", "untold": "-"}
+    shown = {one["id"]: one for one in json.loads(cli("image", "list", "-o", "json").stdout)}
+    assert shown[used.id]["in_use"] is True
+    assert shown[used.id]["last_used_at"].startswith("20")
+    assert shown[untold.id]["in_use"] is None
+    cli.cri.failures["ListImageUse"] = (grpc.StatusCode.UNIMPLEMENTED, "not here")
+    assert cli("image", "list").stdout.splitlines()[1].split()[-1] == "-"
+
+
+def test_image_prune(cli: Cli) -> None:
+    old, used = cli.cri.add_image("old:1", "a"), cli.cri.add_image("used:1", "b")
+    for image in (old, used):
+        cli.cri.uses[image.id] = maintenance_pb2.ImageUse(id=image.id, last_used_at=1, in_use=image is used)
+    result = cli("image", "prune", "--older-than", "1w2d", "--dry-run")
+    assert cli.cri.requests["PruneImages"] == maintenance_pb2.PruneImagesRequest(
+        unused_seconds=9 * 24 * 3600, dry_run=True
+    )
+    assert result.stdout.splitlines()[1].split()[:2] == ["old", "1"]
+    assert result.stderr == "1 image would be removed, 1.0 MiB\n"
+    assert cli("image", "prune", "--older-than", "30m", "-q").stdout == f"{old.id}\n"
+    assert not cli.cri.requests["PruneImages"].dry_run
+    cli.cri.uses.clear()
+    assert cli("image", "prune", "--older-than", "0").stderr == "0 images removed, 0 B\n"
+    assert cli("image", "prune").exit_code == 2
+    for wrong in ("soon", "7y", "-1d", "1d 2h", "d"):
+        result = cli("image", "prune", "--older-than", wrong)
+        assert (result.exit_code, "is not a duration" in result.stderr) == (2, True), result.output
 
 
 def test_image_pull_reads_the_password_from_stdin(cli: Cli) -> None:

@@ -13,7 +13,7 @@ from tests.unit.cri.fakes import FakeClock, FakeConditions, FakeImages, FakePods
 from vmruntime.config.settings import Settings
 from vmruntime.cri.server import CriServer
 from vmruntime.generated import cri_pb2 as cri
-from vmruntime.generated import cri_pb2_grpc
+from vmruntime.generated import cri_pb2_grpc, maintenance_pb2_grpc
 from vmruntime.model.sandbox import SandboxKind
 
 
@@ -29,6 +29,7 @@ class Rig:
     streams: FakeStreams
     runtime: Any
     image: Any
+    maintenance: Any
 
     async def sandbox(self, name: str = "web", labels: dict[str, str] | None = None, **config: Any) -> str:
         request = cri.RunPodSandboxRequest(config=sandbox_config(name, labels=labels or {}, **config))
@@ -98,5 +99,6 @@ async def rig(socket_dir: Path) -> AsyncIterator[Rig]:
             streams=streams,
             runtime=cri_pb2_grpc.RuntimeServiceStub(channel),
             image=cri_pb2_grpc.ImageServiceStub(channel),
+            maintenance=maintenance_pb2_grpc.ImageMaintenanceStub(channel),
         )
     await server.stop(grace=0.1)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import msgspec
 
 from vmruntime.errors import AlreadyExists, FailedPrecondition, NotFound
 from vmruntime.model.container import Container, ContainerSpec, ContainerState
-from vmruntime.model.image import Image, ImageConfig, Layer, RegistryAuth
+from vmruntime.model.image import Image, ImageConfig, ImageUse, Layer, Pruned, RegistryAuth
 from vmruntime.model.resources import LinuxResources
 from vmruntime.model.sandbox import NetworkInterface, PodNetwork, Sandbox, SandboxSpec, SandboxState
 from vmruntime.model.stats import ContainerUsage, GuestUsage, HostUsage, InterfaceUsage, SandboxUsage
@@ -210,6 +210,7 @@ class FakeImages:
     def __init__(self) -> None:
         self.found: list[Image] = []
         self.pulled: list[tuple[str, RegistryAuth | None]] = []
+        self.pruned: list[tuple[float, bool]] = []
         self.fail: BaseException | None = None
 
     async def pull(self, reference: str, auth: RegistryAuth | None) -> Image:
@@ -235,6 +236,13 @@ class FakeImages:
         if image is None:
             raise NotFound(f"no image {reference!r}")
         self.found.remove(image)
+
+    def uses(self) -> Sequence[ImageUse]:
+        return [ImageUse(image=image, in_use=number == 0) for number, image in enumerate(self.found)]
+
+    async def prune(self, unused_seconds: float, *, dry_run: bool) -> Pruned:
+        self.pruned.append((unused_seconds, dry_run))
+        return Pruned(images=[*self.found], freed_bytes=7)
 
     def fs_usage(self) -> FakeFsUsage:
         return FakeFsUsage()

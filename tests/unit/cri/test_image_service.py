@@ -9,6 +9,7 @@ from tests.unit.cri.conftest import Rig
 from tests.unit.cri.fakes import IMAGE_ID, make_image
 from tests.unit.cri.test_runtime_service import refused
 from vmruntime.generated import cri_pb2 as cri
+from vmruntime.generated import maintenance_pb2 as own
 from vmruntime.model.image import RegistryAuth
 
 Code = grpc.StatusCode
@@ -39,6 +40,21 @@ async def test_pull_for_an_unknown_handler(rig: Rig) -> None:
     request = cri.PullImageRequest(image=cri.ImageSpec(image=NAME, runtime_handler="kata"))
     code, details = await refused(rig.image.PullImage(request))
     assert (code, "container, image, host" in details) == (Code.INVALID_ARGUMENT, True)
+
+
+async def test_maintenance(rig: Rig) -> None:
+    rig.images.found = [make_image(), make_image("docker.io/library/other:1", image_id="sha256:" + "cd" * 32)]
+    uses = (await rig.maintenance.ListImageUse(own.ListImageUseRequest())).images
+    assert [(use.id, use.last_used_at, use.in_use) for use in uses] == [
+        (IMAGE_ID, 0, True),
+        ("sha256:" + "cd" * 32, 0, False),
+    ]
+    answer = await rig.maintenance.PruneImages(own.PruneImagesRequest(unused_seconds=60, dry_run=True))
+    assert rig.images.pruned == [(60.0, True)]
+    assert [list(image.repo_tags) for image in answer.images] == [[NAME], ["docker.io/library/other:1"]]
+    assert answer.freed_bytes == 7
+    code, details = await refused(rig.maintenance.PruneImages(own.PruneImagesRequest(unused_seconds=-1)))
+    assert (code, "unused_seconds" in details) == (Code.INVALID_ARGUMENT, True)
 
 
 async def test_status(rig: Rig) -> None:

@@ -18,13 +18,14 @@ import pytest
 from tests.support.fake_daemon import fake_parts
 from tests.support.fakes import make_image
 from tests.support.hosts import short_directory
-from vmruntime.config.settings import GuestSettings, LogSettings, Settings
+from vmruntime.config.settings import GuestSettings, ImageSettings, LogSettings, Settings
 from vmruntime.daemon.lock import only_daemon
 from vmruntime.daemon.main import serve
 from vmruntime.daemon.parts import Parts
 from vmruntime.errors import FailedPrecondition
 from vmruntime.generated import cri_pb2 as cri
-from vmruntime.generated import cri_pb2_grpc
+from vmruntime.generated import cri_pb2_grpc, maintenance_pb2_grpc
+from vmruntime.generated import maintenance_pb2 as own
 from vmruntime.hypervisor.fake import FakeHypervisor
 from vmruntime.model.image import Image
 from vmruntime.paths import Paths
@@ -140,6 +141,49 @@ async def test_a_pod_from_start_to_removal(settings: Settings, parts: Parts) -> 
         assert parts.network is not None
         assert parts.network.attached == {}  # type: ignore[attr-defined]
         assert list(Path(settings.run, "sandboxes").iterdir()) == []
+
+
+async def test_images_of_containers_are_not_pruned(settings: Settings, parts: Parts) -> None:
+    image = await put_image(settings)
+    everything = own.PruneImagesRequest(unused_seconds=0)
+    async with serving(settings, parts) as stub, grpc.aio.insecure_channel(f"unix:{settings.run}/vmruntime.sock") as to:
+        maintenance = maintenance_pb2_grpc.ImageMaintenanceStub(to)
+        pod, container = await start(stub, settings, image, "exit 0")
+        await exited(stub, container)
+        assert not (await maintenance.PruneImages(everything)).images
+        (use,) = (await maintenance.ListImageUse(own.ListImageUseRequest())).images
+        assert use.in_use
+        await stub.RemoveContainer(cri.RemoveContainerRequest(container_id=container))
+        (after,) = (await maintenance.ListImageUse(own.ListImageUseRequest())).images
+        assert (after.in_use, after.last_used_at > use.last_used_at) == (False, True)
+        assert not (await maintenance.PruneImages(own.PruneImagesRequest(unused_seconds=3600))).images
+        config = pod_config(settings, "web")
+        volume = cri.Mount(container_path="/data", image=cri.ImageSpec(image=image.id), readonly=True)
+        second = cri.ContainerConfig(
+            metadata=cri.ContainerMetadata(name="second"),
+            image=cri.ImageSpec(image=image.id),
+            command=["/bin/sh", "-c", "exit 0"],
+            mounts=[volume],
+            linux=cri.LinuxContainerConfig(),
+        )
+        request = cri.CreateContainerRequest(pod_sandbox_id=pod, config=second, sandbox_config=config)
+        await stub.CreateContainer(request)
+        assert not (await maintenance.PruneImages(everything)).images
+        await stub.RemovePodSandbox(cri.RemovePodSandboxRequest(pod_sandbox_id=pod))
+        assert [one.id for one in (await maintenance.PruneImages(everything)).images] == [image.id]
+        assert list(Path(settings.root, "layers").iterdir()) == []
+
+
+async def test_old_images_go_by_themselves_when_asked_for(settings: Settings, parts: Parts) -> None:
+    image = await put_image(settings)
+    (layer,) = (Path(settings.root, "layers", f"{one.diff_id[7:]}.erofs") for one in image.layers)
+    async with serving(settings, parts):
+        assert layer.exists()  # off by default
+    settings = msgspec.structs.replace(settings, images=ImageSettings(prune_after_days=30.0))
+    async with serving(settings, parts):
+        async with asyncio.timeout(PATIENCE):
+            while layer.exists():
+                await asyncio.sleep(0.01)
 
 
 async def test_the_next_daemon_finds_the_pods_and_their_output(settings: Settings, parts: Parts) -> None:

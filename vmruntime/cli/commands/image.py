@@ -9,13 +9,14 @@ import click
 
 from vmruntime.cli import images, options
 from vmruntime.cli.context import App, pass_app
-from vmruntime.cli.render import add_row, console, plain, print_json, size, table
-from vmruntime.generated import cri_pb2
+from vmruntime.cli.quantities import Duration
+from vmruntime.cli.render import add_row, ago, console, plain, print_json, size, table, timestamp
+from vmruntime.generated import cri_pb2, maintenance_pb2
 
 
 @click.group()
 def image() -> None:
-    """Show, pull, import and remove images."""
+    """Show, pull, import, remove and clean up images."""
 
 
 @image.command("list")
@@ -31,13 +32,16 @@ def list_(app: App, output: str, quiet: bool) -> None:
         for item in found_sorted:
             click.echo(item.id)
         return
+    uses = images.uses(client)
     if output == "json":
-        print_json([plain(item) for item in found_sorted])
+        print_json([{**plain(item), **_use(uses.get(item.id))} for item in found_sorted])
         return
-    shown = table("IMAGE", "TAG", "IMAGE ID", "SIZE")
+    shown = table("IMAGE", "TAG", "IMAGE ID", "SIZE", "LAST USED")
+    now = time.time_ns()
     for item in found_sorted:
+        last_used = _last_used(item, uses.get(item.id), now)
         for name, tag in _names(item):
-            add_row(shown, name, tag, images.short_image_id(item.id), size(item.size))
+            add_row(shown, name, tag, images.short_image_id(item.id), size(item.size), last_used)
     console().print(shown)
 
 
@@ -91,6 +95,53 @@ def rm(app: App, references: tuple[str, ...]) -> None:
         click.echo(item.id)
 
 
+@image.command()
+@click.option(
+    "--older-than",
+    type=Duration(),
+    required=True,
+    help="How long nobody may have used an image: 12h, 7d; 0 takes every image that is not in use.",
+)
+@click.option("--dry-run", is_flag=True, help="Only show what would be removed.")
+@click.option("-q", "--quiet", is_flag=True, help="Print the full ids and nothing else.")
+@pass_app
+def prune(app: App, older_than: int, dry_run: bool, quiet: bool) -> None:
+    """Remove images that nobody has used for some time.
+
+    Pinned images stay, and those of containers, running or not. An image counts as used when it is pulled, and from a
+    container's creation to its removal.
+    """
+    client = app.connect()
+    request = maintenance_pb2.PruneImagesRequest(unused_seconds=older_than, dry_run=dry_run)
+    pruned = client.call(client.maintenance.PruneImages, request)
+    if quiet:
+        for item in pruned.images:
+            click.echo(item.id)
+        return
+    if pruned.images:
+        shown = table("IMAGE", "TAG", "IMAGE ID", "LAST USED")
+        now = time.time_ns()
+        for item in pruned.images:
+            for name, tag in _names(item):
+                add_row(shown, name, tag, images.short_image_id(item.id), ago(item.last_used_at, now))
+        console().print(shown)
+    verb = "would be removed" if dry_run else "removed"
+    count = f"{len(pruned.images)} image{'' if len(pruned.images) == 1 else 's'}"
+    click.echo(f"{count} {verb}, {size(pruned.freed_bytes)}", err=True)
+
+
+def _use(use: maintenance_pb2.ImageUse | None) -> dict[str, object]:
+    """Return what JSON shows of an image's use."""
+    return {"last_used_at": timestamp(use.last_used_at) if use else None, "in_use": use.in_use if use else None}
+
+
+def _last_used(item: cri_pb2.Image, use: maintenance_pb2.ImageUse | None, now: int) -> str:
+    if use is None:
+        return "-"
+    when = "in use" if use.in_use else ago(use.last_used_at, now)
+    return f"{when}, pinned" if item.pinned else when
+
+
 def _pull(app: App, reference: str, auth: cri_pb2.AuthConfig | None, quiet: bool) -> None:
     client = app.connect()
     began = time.monotonic()
@@ -100,7 +151,7 @@ def _pull(app: App, reference: str, auth: cri_pb2.AuthConfig | None, quiet: bool
     click.echo(pulled)
 
 
-def _names(item: cri_pb2.Image) -> list[tuple[str, str]]:
+def _names(item: cri_pb2.Image | maintenance_pb2.PrunedImage) -> list[tuple[str, str]]:
     """Return the rows an image has: one a tag, else one a digest."""
     if item.repo_tags:
         return [(tag.rpartition(":")[0], tag.rpartition(":")[2]) for tag in item.repo_tags]
