@@ -9,7 +9,7 @@ import structlog
 from vmruntime.aio.pipeline import in_thread
 from vmruntime.config.settings import NetworkSettings
 from vmruntime.errors import VmruntimeError
-from vmruntime.model.sandbox import NetworkInterface, NetworkRoute, PodNetwork, Sandbox, SandboxKind
+from vmruntime.model.sandbox import NetworkInterface, PodNetwork, Sandbox, SandboxKind
 from vmruntime.network import conf as configuration
 from vmruntime.network import netns
 from vmruntime.network.attachments import Attachment, Attachments
@@ -18,7 +18,8 @@ from vmruntime.network.cni import Cni
 from vmruntime.network.errors import NetworkConfigError, NetworkError
 from vmruntime.network.plugins import Plugins
 from vmruntime.network.result import CniResult
-from vmruntime.network.tap import TapHandle, link, open_tap, tap_name
+from vmruntime.network.survey import survey
+from vmruntime.network.tap import TapHandle, open_tap, tap_name
 from vmruntime.network.turn import turn
 from vmruntime.paths import Paths
 
@@ -108,21 +109,21 @@ class NetworkService:
 
     async def _join(self, namespace: Path, result: CniResult, taps: list[TapHandle] | None) -> PodNetwork:
         """Return the pod's interfaces; with `taps`, a tap beside each is added to it."""
+        seen = await survey(namespace, result)
         nics = []
-        for name in result.interfaces:
-            nic = await link(namespace, name)
+        for nic in seen.nics:
             if taps is not None:
                 taps.append(await open_tap(namespace, nic))
             nics.append(
                 NetworkInterface(
-                    name=name,
-                    mac=nic.address,
+                    name=nic.name,
+                    mac=nic.mac,
                     mtu=nic.mtu,
-                    addresses=[one.address for one in result.addresses if one.interface == name],
-                    tap=tap_name(name) if taps is not None else "",
+                    addresses=nic.addresses,
+                    tap=tap_name(nic) if taps is not None else "",
                 )
             )
-        return PodNetwork(netns=str(namespace), interfaces=nics, routes=_routes(result), dns=result.dns)
+        return PodNetwork(netns=str(namespace), interfaces=nics, routes=seen.routes, dns=result.dns)
 
     async def _usable(self) -> configuration.NetworkConf:
         """Return the network that pods join now.
@@ -145,19 +146,3 @@ class NetworkService:
                 remedy="install containernetworking-plugins, or set network.bin_dirs",
             )
         return conf
-
-
-def _routes(result: CniResult) -> list[NetworkRoute]:
-    """Return the result's routes; one without a gateway uses that of the first address of its family."""
-    routes = []
-    for route in result.routes:
-        v6 = ":" in route.destination
-        gateway = route.gateway
-        interface = result.interfaces[0]
-        for address in result.addresses:
-            if (":" in address.address) == v6:
-                gateway = gateway or address.gateway
-                interface = address.interface
-                break
-        routes.append(NetworkRoute(destination=route.destination, gateway=gateway, interface=interface))
-    return routes

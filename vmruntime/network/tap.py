@@ -1,7 +1,7 @@
 """A tap beside a CNI interface, joined so that the guest's NIC takes the interface's place.
 
 Frames that arrive at the CNI interface are redirected to the tap before the namespace's own network stack sees them, and
-back (tc-mirred(8)); so the guest may use the same MAC and IP.
+back (tc-mirred(8)); so the guest may use the same MAC and IP. The interface keeps its addresses, which CHECK looks for.
 """
 
 from __future__ import annotations
@@ -12,14 +12,16 @@ import struct
 from collections.abc import Callable
 from pathlib import Path
 
-import msgspec
-
 from vmruntime.aio.process import last_lines, run
 from vmruntime.network import netns
 from vmruntime.network.errors import NetworkError
+from vmruntime.network.survey import Nic
 
 TUNSETIFF = 0x400454CA  # linux/if_tun.h
 IFF_TAP, IFF_NO_PI, IFF_VNET_HDR = 0x0002, 0x1000, 0x4000
+
+QUIET = {"accept_ra": "0", "autoconf": "0", "router_solicitations": "0", "dad_transmits": "0"}
+"""Settings of IPv6 under which the namespace says nothing of its own with the guest's MAC."""
 
 
 class TapHandle:
@@ -36,44 +38,25 @@ class TapHandle:
             self.fd = -1
 
 
-class Link(msgspec.Struct, frozen=True):
-    """What ip-link(8) says of an interface."""
-
-    ifname: str
-    address: str
-    mtu: int
-
-
-async def link(namespace: Path, name: str) -> Link:
-    """Return an interface's MAC and MTU."""
-    done = await run(["ip", "-n", namespace.name, "-j", "link", "show", "dev", name])
-    if done.returncode != 0:
-        raise NetworkError(f"the pod has no interface {name!r} though CNI says so: {last_lines(done.stderr)}")
-    return msgspec.json.decode(done.stdout, type=list[Link])[0]
-
-
-async def open_tap(namespace: Path, nic: Link) -> TapHandle:
+async def open_tap(namespace: Path, nic: Nic) -> TapHandle:
     """Make a tap with the interface's MTU and join the two."""
-    name = tap_name(nic.ifname)
+    name = tap_name(nic)
 
     # Here rather than in the thread's result, which a cancelled caller does not get.
-    handle = TapHandle(nic.ifname, -1)
+    handle = TapHandle(nic.name, -1)
 
     def make() -> None:
         handle.fd = os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
         fcntl.ioctl(handle.fd, TUNSETIFF, struct.pack("16sH22x", name.encode(), IFF_TAP | IFF_NO_PI | IFF_VNET_HDR))
-        # The namespace must not speak for itself with the guest's MAC: no neighbour discovery, no autoconfiguration.
-        for interface in (name, nic.ifname):
-            setting = Path(f"/proc/sys/net/ipv6/conf/{interface}/disable_ipv6")
-            if setting.exists():
-                setting.write_text("1")
+        for interface, settings in ((name, {"disable_ipv6": "1"}), (nic.name, QUIET)):
+            directory = Path("/proc/sys/net/ipv6/conf") / interface
+            for setting, value in settings.items() if directory.exists() else ():
+                (directory / setting).write_text(value)
 
     try:
         await _make(namespace, make)
         await _batch(["ip", "-n", namespace.name, "-batch", "-"], f"link set {name} mtu {nic.mtu} up\n")
-        await _batch(
-            ["tc", "-n", namespace.name, "-batch", "-"], _redirect(nic.ifname, name) + _redirect(name, nic.ifname)
-        )
+        await _batch(["tc", "-n", namespace.name, "-batch", "-"], _redirect(nic.name, name) + _redirect(name, nic.name))
     except BaseException:
         handle.close()
         raise
@@ -87,9 +70,9 @@ async def _make(namespace: Path, make: Callable[[], None]) -> None:
         raise NetworkError(f"a tap cannot be made: {error.strerror}", remedy="modprobe tun") from error
 
 
-def tap_name(interface: str) -> str:
-    """Return the tap's name; interface names have at most 15 characters."""
-    return f"tap_{interface}"[:15]
+def tap_name(nic: Nic) -> str:
+    """Return the name of the tap beside an interface: short, and another one for each."""
+    return f"vmrt-tap{nic.index}"
 
 
 def _redirect(source: str, target: str) -> str:

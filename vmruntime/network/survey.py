@@ -1,0 +1,227 @@
+"""What the kernel has in a pod's namespace after ADD: the truth that a guest is given.
+
+A result names the pod's addresses, but not always all there is: some plugins set routes of their own that no result
+mentions (Calico's way to its gateway), some make further interfaces (Multus), and MAC and MTU are the kernel's anyway.
+So interfaces, addresses and routes are read back, as ip(8) shows them, and joined with the result.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import msgspec
+import structlog
+
+from vmruntime.aio.process import last_lines, run
+from vmruntime.model.sandbox import NetworkRoute
+from vmruntime.network.errors import NetworkError
+from vmruntime.network.result import LOOPBACK, CniResult, valid_ifname
+
+log = structlog.get_logger(__name__)
+
+MTU_LEAST = 68  # of IPv4 (RFC 791); the kernel's own limit for Ethernet
+MTU_MOST = 65535  # of a virtio-net device
+
+_MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
+
+
+class Nic(msgspec.Struct, frozen=True, kw_only=True):
+    """An interface of the pod that its guest is to have.
+
+    Attributes:
+        index: In the pod's namespace.
+        addresses: CIDR form; those that CNI answered come first. One whose network is not reached directly has full length.
+    """
+
+    name: str
+    index: int
+    mac: str
+    mtu: int
+    addresses: list[str]
+
+
+class Survey(msgspec.Struct, frozen=True, kw_only=True):
+    """A pod's interfaces, the first of the result first, and its routes."""
+
+    nics: list[Nic]
+    routes: list[NetworkRoute]
+
+
+class _Address(msgspec.Struct):
+    family: str = ""
+    local: str = ""
+    prefixlen: int = 0
+    scope: str = ""
+    dynamic: bool = False
+
+    @property
+    def cidr(self) -> str:
+        return f"{self.local}/{self.prefixlen}"
+
+
+class _Link(msgspec.Struct):
+    ifindex: int
+    ifname: str
+    mtu: int
+    link_type: str
+    flags: list[str] = []
+    address: str = ""
+    link: str | None = None
+    master: str | None = None
+    addr_info: list[_Address] = []
+
+
+class _Hop(msgspec.Struct):
+    gateway: str = ""
+    dev: str = ""
+
+
+class _Route(msgspec.Struct):
+    dst: str
+    type: str = "unicast"
+    gateway: str = ""
+    dev: str = ""
+    table: str = "main"
+    protocol: str = ""
+    metric: int = 0
+    pref: str = ""
+    via: dict[str, str] | None = None
+    nexthops: list[_Hop] | None = None
+
+    @property
+    def network(self) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
+        if self.dst != "default":
+            return ipaddress.ip_network(self.dst)
+        # Only routes of IPv6 have a preference (RFC 4191).
+        return ipaddress.ip_network("::/0" if self.pref or ":" in self.gateway else "0.0.0.0/0")
+
+
+async def survey(namespace: Path, result: CniResult) -> Survey:
+    """Look at a namespace in which ADD gave `result`.
+
+    Raises:
+        NetworkError: What CNI answered is not there, or cannot be given to a guest.
+    """
+    done = await run(
+        ["ip", "-n", namespace.name, "-d", "-j", "-batch", "-"], input=b"addr show\nroute show table all\n"
+    )
+    if done.returncode != 0:
+        raise NetworkError(f"the pod's network cannot be read: {last_lines(done.stderr)}")
+    return join(done.stdout, result)
+
+
+def join(shown: bytes, result: CniResult) -> Survey:
+    """Join what ip(8) shows with a result.
+
+    Args:
+        shown: Links with their addresses, then routes, each as a line of JSON.
+        result: What ADD answered.
+
+    Raises:
+        NetworkError: See survey().
+    """
+    try:
+        first, _, second = shown.strip().partition(b"\n")
+        links = msgspec.json.decode(first, type=list[_Link])
+        routes = msgspec.json.decode(second or b"[]", type=list[_Route])
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise NetworkError(f"ip(8) shows the pod's network in a form that is not understood: {error}") from error
+    main = [route for route in routes if route.table == "main" and route.type == "unicast"]
+    nics = [_nic(link, main, result) for link in _chosen(links, result)]
+    _check_macs(nics)
+    return Survey(nics=nics, routes=list(_routes(main, nics, result)))
+
+
+def _chosen(links: Sequence[_Link], result: CniResult) -> Iterator[_Link]:
+    """Iterate over the interfaces of the result, then over what else carries frames of the pod."""
+    known = {link.ifname: link for link in links}
+    for name in result.interfaces:
+        if name not in known:
+            raise NetworkError(f"the pod has no interface {name!r} though CNI says so")
+        yield known[name]
+    for link in links:
+        if link.ifname in result.interfaces or link.ifname == LOOPBACK:
+            continue
+        # What is stacked on another interface of the pod shares its frames: it cannot be had as well.
+        stacked = link.link in known or link.master is not None
+        if "UP" in link.flags and link.link_type == "ether" and not stacked and valid_ifname(link.ifname):
+            yield link
+
+
+def _nic(link: _Link, routes: Sequence[_Route], result: CniResult) -> Nic:
+    name = link.ifname
+    if link.link_type != "ether":
+        raise NetworkError(
+            f"the pod's interface {name!r} is not an Ethernet interface but {link.link_type}",
+            remedy="use a plugin that makes one: bridge, ptp, macvlan",
+        )
+    if not _MAC.fullmatch(link.address) or int(link.address[:2], 16) & 1 or link.address == "00:00:00:00:00:00":
+        raise NetworkError(f"the pod's interface {name!r} has the MAC {link.address!r}, which no NIC can have")
+    if not MTU_LEAST <= link.mtu <= MTU_MOST:
+        raise NetworkError(f"the pod's interface {name!r} has the MTU {link.mtu}; {MTU_LEAST} to {MTU_MOST} are usable")
+    connected = {route.network for route in routes if route.protocol == "kernel" and route.dev == name}
+    there = [one.cidr for one in link.addr_info if one.local and one.scope != "link" and not one.dynamic]
+    answered = [one.address for one in result.addresses if one.interface == name]
+    addresses = []
+    for cidr in dict.fromkeys((*answered, *(_canonical(one) for one in there))):
+        address = ipaddress.ip_interface(cidr)
+        # The guest's kernel makes a route of the prefix; where this one has none, the plugin took it away.
+        bare = cidr in there and address.network not in connected
+        addresses.append(f"{address.ip}/{address.max_prefixlen}" if bare else cidr)
+    return Nic(name=name, index=link.ifindex, mac=link.address, mtu=link.mtu, addresses=addresses)
+
+
+def _check_macs(nics: Sequence[Nic]) -> None:
+    owners: dict[str, str] = {}
+    for nic in nics:
+        other = owners.setdefault(nic.mac, nic.name)
+        if other != nic.name:
+            raise NetworkError(
+                f"the pod's interfaces {other!r} and {nic.name!r} have the same MAC {nic.mac}; a guest cannot tell them apart",
+                remedy="use macvlan rather than ipvlan",
+            )
+
+
+def _routes(routes: Sequence[_Route], nics: Sequence[Nic], result: CniResult) -> Iterator[NetworkRoute]:
+    """Iterate over the kernel's routes, the best for each destination, then over the result's for other ones."""
+    names = {nic.name for nic in nics}
+    done = {route.network for route in routes if route.protocol == "kernel" and route.dev in names}
+    # Routes without gateway first: a later one's gateway may be reached by them.
+    for route in sorted(routes, key=lambda route: (route.metric, _hop(route).gateway != "")):
+        hop = _hop(route)
+        # What the kernel made of addresses or learned from a router, the guest's kernel makes or learns itself.
+        if route.protocol in ("kernel", "ra") or hop.dev not in names:
+            continue
+        if route.via is not None:
+            log.warning("route not given to the guest: its gateway is of the other IP version", destination=route.dst)
+            continue
+        if route.network not in done:
+            done.add(route.network)
+            yield NetworkRoute(destination=str(route.network), gateway=hop.gateway, interface=hop.dev)
+    for wanted in result.routes:
+        if ipaddress.ip_network(wanted.destination) not in done:
+            yield _result_route(wanted.destination, wanted.gateway, result)
+
+
+def _result_route(destination: str, gateway: str, result: CniResult) -> NetworkRoute:
+    """Return a route that only the result has; one without a gateway uses that of the first address of its family."""
+    of_family = [one for one in result.addresses if (":" in one.address) == (":" in destination)]
+    if gateway:
+        hop = ipaddress.ip_address(gateway)
+        near = [one for one in of_family if hop in ipaddress.ip_interface(one.address).network]
+        interface = (near or of_family or result.addresses)[0].interface
+    else:
+        interface = (of_family or result.addresses)[0].interface
+        gateway = of_family[0].gateway if of_family else ""
+    return NetworkRoute(destination=destination, gateway=gateway, interface=interface)
+
+
+def _hop(route: _Route) -> _Hop:
+    return route.nexthops[0] if route.nexthops else _Hop(gateway=route.gateway, dev=route.dev)
+
+
+def _canonical(cidr: str) -> str:
+    return str(ipaddress.ip_interface(cidr))
