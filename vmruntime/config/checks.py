@@ -44,6 +44,7 @@ def _paths(settings: Settings) -> Iterator[InvalidArgument]:
         "root": settings.root,
         "run": settings.run,
         "network.conf_dir": settings.network.conf_dir,
+        **{f"hooks_dirs[{i}]": path for i, path in enumerate(settings.hooks_dirs)},
         **{f"network.bin_dirs[{i}]": path for i, path in enumerate(settings.network.bin_dirs)},
     }
     optional = {

@@ -149,6 +149,8 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         host_pods: "required" runs pods that need the host's namespaces on the host, "privileged" privileged ones as
             well, "never" none.
         cgroup_parent: Where pods go that kubelet gives no cgroup.
+        hooks_dirs: Directories of OCI hooks, oci-hooks(5); a later one takes precedence.
+        hooks_in_vms: What becomes of a container in a VM that a hook of the host matches.
     """
 
     root: str = "/var/lib/vmruntime"
@@ -158,6 +160,8 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     host_pods: Literal["required", "privileged", "never"] = "required"
     cgroup_driver: Literal["cgroupfs", "systemd"] = "cgroupfs"
     cgroup_parent: str = "/vmruntime"
+    hooks_dirs: list[str] = []
+    hooks_in_vms: Literal["refuse", "skip"] = "refuse"
     hypervisor: HypervisorSettings = HypervisorSettings()
     guest: GuestSettings = GuestSettings()
     images: ImageSettings = ImageSettings()

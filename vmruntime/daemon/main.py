@@ -16,6 +16,7 @@ from vmruntime.config.settings import Settings
 from vmruntime.cri.server import CriServer
 from vmruntime.daemon.access import check_passage
 from vmruntime.daemon.conditions import DaemonConditions
+from vmruntime.daemon.hooks import load_hooks, warn_of_bad_hooks
 from vmruntime.daemon.images import DaemonImages
 from vmruntime.daemon.lock import only_daemon
 from vmruntime.daemon.logging import configure
@@ -35,7 +36,7 @@ from vmruntime.model.ledger import Resource, ResourceKind
 from vmruntime.model.sandbox import SandboxKind
 from vmruntime.network.service import NetworkService
 from vmruntime.paths import Paths
-from vmruntime.pods.context import Context
+from vmruntime.pods.context import Context, Hooks
 from vmruntime.pods.recovery import recover
 from vmruntime.pods.registry import Registry
 from vmruntime.pods.service import PodService
@@ -108,6 +109,7 @@ async def _start(settings: Settings, paths: Paths, parts: Parts, stack: contextl
     backends: dict[SandboxKind, SandboxBackend] = {SandboxKind.CONTAINER: backend}
     if (host := _host_backend(settings, paths, owned)) is not None:
         backends[SandboxKind.HOST] = host
+    await asyncio.to_thread(warn_of_bad_hooks, settings.hooks_dirs)
     context = Context(
         registry=registry,
         owned=owned,
@@ -118,6 +120,7 @@ async def _start(settings: Settings, paths: Paths, parts: Parts, stack: contextl
         new_id=new_id,
         paths=paths,
         load_profile=load_profile,
+        hooks=Hooks(lambda: load_hooks(settings.hooks_dirs), skip_in_vms=settings.hooks_in_vms == "skip"),
     )
     stack.push_async_callback(_let_go, context)
     await recover(context)

@@ -14,6 +14,7 @@ from vmruntime.errors import AlreadyExists, Code, FailedPrecondition, NotFound, 
 from vmruntime.model.container import Container, ContainerSpec, ContainerState, ContainerUser
 from vmruntime.model.image import Image
 from vmruntime.model.sandbox import NamespaceMode, Sandbox, SandboxKind, SandboxState
+from vmruntime.pods.container_hooks import add_hooks, told_hook
 from vmruntime.pods.container_remove import delete_in_guest
 from vmruntime.pods.container_volumes import ContainerVolumes, attach_volumes, tell_agent, volume_images
 from vmruntime.pods.context import Context, Live
@@ -116,7 +117,7 @@ async def _create_in_guest(
     disks = [LayerDisk(path=context.images.layer_path(layer), serial=layer.serial) for layer in layers]
     await live.running.attach_layers(disks)
     volumes = await attach_volumes(live, container, mounted)
-    request = guest_container(context, live.running, container, image, volumes)
+    request = await guest_container(context, live.running, container, image, volumes)
     pump = LogPump(live.running.agent, container.id, container.spec.log_path, context.log_position(container.id))
     await pump.open()
     pid, user, message = 0, None, ""
@@ -128,7 +129,7 @@ async def _create_in_guest(
         live.pumps[container.id] = pump
     except AgentError as error:
         if not is_missing_command(error):
-            raise
+            raise (await told_hook(context, container, error)) from error
         # Users expect the container to exist and its start to fail: kubelet then shows the message and backs off.
         message = error.message
     finally:
@@ -149,7 +150,7 @@ def is_missing_command(error: AgentError) -> bool:
     return error.code is Code.INVALID_ARGUMENT and "exec" in error.message
 
 
-def guest_container(
+async def guest_container(
     context: Context, running: RunningSandbox, container: Container, image: Image, volumes: ContainerVolumes
 ) -> GuestContainer:
     """Return what the agent needs to create a container."""
@@ -159,6 +160,7 @@ def guest_container(
     oci_spec = build_oci_spec(
         spec, image.config, sandbox.spec, load_profile=context.load_profile, volumes=volumes.binds
     )
+    await add_hooks(context, sandbox, container, oci_spec)
     namespaces = spec.security.namespaces
     if namespaces.pid is NamespaceMode.NODE and sandbox.spec.kind is not SandboxKind.HOST:
         raise FailedPrecondition(

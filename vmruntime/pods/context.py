@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 
 from vmruntime.aio.tasks import Shared, TaskScope
@@ -14,6 +14,7 @@ from vmruntime.errors import FailedPrecondition
 from vmruntime.model.sandbox import Sandbox, SandboxKind
 from vmruntime.paths import Paths
 from vmruntime.pods.log_pump import LogPump
+from vmruntime.pods.oci.hooks import Hook
 from vmruntime.pods.ports import Images, Network
 from vmruntime.pods.registry import Registry
 from vmruntime.sandboxes.interface import RunningSandbox, SandboxBackend
@@ -49,6 +50,19 @@ class Live:
     pumps: dict[str, LogPump] = dataclasses.field(default_factory=dict)
 
 
+@dataclasses.dataclass(frozen=True)
+class Hooks:
+    """Where OCI hooks come from.
+
+    Attributes:
+        load: Reads them, in the order in which they are to run; it blocks.
+        skip_in_vms: Leave out, rather than refuse a container for, hooks that only the host can run.
+    """
+
+    load: Callable[[], Sequence[Hook]] = tuple
+    skip_in_vms: bool = False
+
+
 @dataclasses.dataclass
 class Context:
     """Everything a use case may touch.
@@ -67,6 +81,7 @@ class Context:
     new_id: Callable[[], str]
     paths: Paths
     load_profile: Callable[[str], bytes]
+    hooks: Hooks = dataclasses.field(default_factory=Hooks)
     scope: TaskScope = dataclasses.field(default_factory=lambda: TaskScope("pods"))
     locks: Locks = dataclasses.field(default_factory=Locks)
     live: dict[str, Live] = dataclasses.field(default_factory=dict)
@@ -97,3 +112,7 @@ class Context:
     def log_position(self, container_id: str) -> Path:
         """Return where a container's log position is noted; it lasts as long as the host's boot, like the VM."""
         return self.paths.run / "logs" / container_id
+
+    def hook_output(self, sandbox_id: str) -> Path:
+        """Return the file in which a host pod's hooks leave what they write, until the pod is removed."""
+        return self.paths.sandbox(sandbox_id) / "hooks.log"

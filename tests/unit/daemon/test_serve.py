@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import signal
 import socket
@@ -184,6 +185,24 @@ async def test_old_images_go_by_themselves_when_asked_for(settings: Settings, pa
         async with asyncio.timeout(PATIENCE):
             while layer.exists():
                 await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize("mode", ["refuse", "skip"])
+async def test_a_hook_of_the_host_and_a_vm(settings: Settings, parts: Parts, tmp_path: Path, mode: str) -> None:
+    image = await put_image(settings)
+    hook = {"version": "1.0.0", "hook": {"path": "/bin/true"}, "when": {"always": True}, "stages": ["prestart"]}
+    (tmp_path / "h.json").write_text(json.dumps(hook))
+    settings = msgspec.structs.replace(settings, hooks_dirs=[str(tmp_path)], hooks_in_vms=mode)
+    async with serving(settings, parts) as stub:
+        if mode == "skip":
+            _, container = await start(stub, settings, image, "exit 3")
+            assert (await exited(stub, container)).exit_code == 3
+        else:
+            with pytest.raises(grpc.RpcError, match=r"h\.json \(prestart\) matches this container, which is in a VM"):
+                await start(stub, settings, image, "exit 3")
+            assert not (await stub.ListContainers(cri.ListContainersRequest())).containers
+        for pod in (await stub.ListPodSandbox(cri.ListPodSandboxRequest())).items:
+            await stub.RemovePodSandbox(cri.RemovePodSandboxRequest(pod_sandbox_id=pod.id))
 
 
 async def test_the_next_daemon_finds_the_pods_and_their_output(settings: Settings, parts: Parts) -> None:
