@@ -81,7 +81,7 @@ class FakeGuest:
                     outcome.set_exception(gone())
                     outcome.exception()
                 raise
-            except Exception as error:
+            except BaseException as error:
                 if not outcome.done():
                     outcome.set_exception(error)
                     outcome.exception()
@@ -139,7 +139,7 @@ class FakeGuest:
         if request.id in self.containers:
             raise AgentError(f'container "{request.id}" exists', Code.ALREADY_EXISTS)
         self._check_pid_mode(request)
-        self._check_layers(request.layer_serials)
+        self._check_layers(request)
         argv = msgspec.json.decode(request.oci_spec)["process"]["args"]
         user = _resolve(request)
         program = self._find(argv[0])
@@ -170,8 +170,8 @@ class FakeGuest:
         container.exit(128 + SIGKILL)
         container.output.close()
         del self.containers[container_id]
-        used = {serial for other in self.containers.values() for serial in other.request.layer_serials}
-        return [serial for serial in container.request.layer_serials if serial not in used]
+        used = {serial for other in self.containers.values() for serial in _serials(other.request)}
+        return [serial for serial in dict.fromkeys(_serials(container.request)) if serial not in used]
 
     def exec(self, spec: ExecSpec) -> Exec:
         """Exec: a command that runs when its output is read; what is wrong with it is told there."""
@@ -250,12 +250,19 @@ class FakeGuest:
                 f'container "{request.pid_target}", whose PID namespace is wanted, has exited', Code.FAILED_PRECONDITION
             )
 
-    def _check_layers(self, serials: list[str]) -> None:
-        for number, serial in enumerate(serials):
-            if serial in serials[:number]:
+    def _check_layers(self, request: GuestContainer) -> None:
+        own = request.layer_serials
+        for number, serial in enumerate(own):
+            if serial in own[:number]:
                 raise AgentError(f'layer "{serial}" is named twice', Code.INVALID_ARGUMENT)
+        for serial in _serials(request):
             if self.disks is not None and serial not in self.disks():
                 raise AgentError(f'disk "{serial}" did not appear', Code.DEADLINE_EXCEEDED)
+
+
+def _serials(request: GuestContainer) -> list[str]:
+    """Return the layers of the root file system and of image volumes."""
+    return [*request.layer_serials, *(serial for volume in request.image_volumes for serial in volume)]
 
 
 class _Nowhere:

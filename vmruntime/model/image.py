@@ -5,6 +5,14 @@ from __future__ import annotations
 import msgspec
 
 
+def layer_serial(diff_id: str) -> str:
+    """Return the disk serial of a layer: 32 hex digits of its diffID.
+
+    QEMU passes on at most 36 characters of a SCSI serial (VPD page 0x80, SPC-4).
+    """
+    return diff_id.removeprefix("sha256:")[:32]
+
+
 class Layer(msgspec.Struct, frozen=True, kw_only=True):
     """A layer on this host's disk, ready for a VM.
 
@@ -18,11 +26,8 @@ class Layer(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def serial(self) -> str:
-        """The disk serial under which a guest finds the layer: 32 hex digits of the diffID.
-
-        QEMU passes on at most 36 characters of a SCSI serial (VPD page 0x80, SPC-4).
-        """
-        return self.diff_id.removeprefix("sha256:")[:32]
+        """The disk serial under which a guest finds the layer."""
+        return layer_serial(self.diff_id)
 
 
 class ImageConfig(msgspec.Struct, frozen=True, kw_only=True):

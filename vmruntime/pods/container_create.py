@@ -53,7 +53,11 @@ async def create_container(context: Context, sandbox_id: str, spec: ContainerSpe
 
         async def create() -> None:
             async with held:
-                await _create(context, sandbox, container_id, spec)
+                try:
+                    await _create(context, sandbox, container_id, spec)
+                except BaseException:
+                    context.handover.discard(container_id)
+                    raise
 
         context.handover.add(container_id)
         await context.shared.run(create, f"create {container_id[:13]}")
@@ -100,13 +104,12 @@ async def _create(context: Context, sandbox: Sandbox, container_id: str, spec: C
         # From here on the image's layers count as used: a removal of the image leaves them in place.
         await context.registry.add_container(container)
         try:
+            await context.images.touch(container.image_ids)
             async with vm_end_told(live.running):
                 await _create_in_guest(context, live, container, image, mounted)
         except BaseException:
-            context.handover.discard(container_id)
             await asyncio.shield(_undo(context, container))
             raise
-    await context.images.touch(container.image_ids)
 
 
 async def _create_in_guest(

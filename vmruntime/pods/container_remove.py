@@ -6,9 +6,12 @@ import structlog
 
 from vmruntime.agent.errors import AgentError, AgentGone
 from vmruntime.errors import NotFound
+from vmruntime.hypervisor.errors import VmGone
 from vmruntime.model.container import Container, ContainerState
+from vmruntime.model.image import layer_serial
 from vmruntime.pods.container_volumes import detach_volumes
 from vmruntime.pods.context import Context
+from vmruntime.pods.vm_end import end_of
 
 log = structlog.get_logger(__name__)
 
@@ -32,15 +35,22 @@ async def _remove(context: Context, container_id: str) -> None:
 
 
 async def delete_in_guest(context: Context, container: Container) -> None:
-    """Take a container and the layers only it used out of its sandbox, if that still runs."""
+    """Take a container and the layers only it used out of its sandbox, if that still runs.
+
+    Raises:
+        AgentError: The agent refused, or was not reached although the sandbox goes on.
+        HypervisorError: Something could not be unplugged.
+    """
     live = context.live.get(container.sandbox_id)
     if live is None:
         return
     try:
-        released = await live.running.agent.delete(container.id)
-        await live.running.release_layers(released)
+        await live.running.agent.delete(container.id)
+        await live.running.release_layers(_unused_layers(context, container))
         await detach_volumes(context, live, container)
-    except AgentGone as error:
+    except (AgentGone, VmGone) as error:
+        if await end_of(live.running) is None:
+            raise
         log.info("sandbox is gone, nothing to delete there", container=container.id, error=str(error))
     except AgentError as error:
         log.warning("agent could not delete a container", container=container.id, error=str(error))
@@ -48,6 +58,17 @@ async def delete_in_guest(context: Context, container: Container) -> None:
     pump = live.pumps.pop(container.id, None)
     if pump is not None:
         await pump.wait_drained(1.0)
+
+
+def _unused_layers(context: Context, container: Container) -> list[str]:
+    """Return the serials of a container's layers that no other one in its sandbox has.
+
+    The agent's word would not do: another container may be about to use a layer that the guest has just let go of, and of
+    a container that it does not have, or has deleted before, it says nothing.
+    """
+    others = context.registry.containers_of(container.sandbox_id, hidden=True)
+    used = {layer for other in others if other.id != container.id for layer in other.layers}
+    return [layer_serial(layer) for layer in dict.fromkeys(container.layers) if layer not in used]
 
 
 async def forget_container(context: Context, container: Container) -> None:

@@ -11,6 +11,7 @@ from vmruntime.agent.errors import AgentError
 from vmruntime.agent.interface import Agent
 from vmruntime.errors import DeadlineExceeded, NotFound
 from vmruntime.model.container import Container, ContainerState
+from vmruntime.pods.container_start import record_start_failure
 from vmruntime.pods.context import Context
 
 log = structlog.get_logger(__name__)
@@ -34,12 +35,23 @@ async def stop_container(context: Context, container_id: str, timeout: float) ->
     live = context.live.get(container.sandbox_id)
     if live is None:
         return  # its VM is gone or going; the monitor or the stop records the end
+    if container.state is ContainerState.CREATED and container.message:
+        await _stop_unmade(context, container_id)
+        return
     agent = live.running.agent
     try:
         await _stop(context, agent, container, timeout)
     except AgentError as error:
         log.warning("agent could not stop a container", container=container_id, error=str(error))
         raise
+
+
+async def _stop_unmade(context: Context, container_id: str) -> None:
+    """Stop a container whose command was found missing: the guest has none of that name."""
+    async with context.locks.hold(container_id):
+        container = context.registry.container(container_id)
+        if container.state is ContainerState.CREATED:
+            await record_start_failure(context, container, container.message)
 
 
 async def _stop(context: Context, agent: Agent, container: Container, timeout: float) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 
 import structlog
 
@@ -17,6 +18,7 @@ log = structlog.get_logger(__name__)
 
 RETRY_SECONDS = 0.2
 DRAIN_SECONDS = 3.0
+RECORD_SECONDS = 1.0
 VM_ENDED_EXIT_CODE = 255
 """What CRI runtimes report for a container whose end nobody saw."""
 
@@ -44,13 +46,27 @@ async def _apply(context: Context, sandbox_id: str, live: Live, state: GuestCont
     pump = live.pumps.get(state.id)
     if pump is not None:
         await pump.wait_drained(DRAIN_SECONDS)
-    async with context.locks.hold(state.id):
+
+    async def record() -> None:
+        async with context.locks.hold(state.id):
+            try:
+                container = context.registry.container(state.id)
+            except NotFound:
+                return  # a guest may name what it likes; only our containers count
+            if container.sandbox_id == sandbox_id:
+                await record_exit(context, container, state)
+
+    await _until_recorded(record, container=state.id)
+
+
+async def _until_recorded(record: Callable[[], Awaitable[None]], **what: str) -> None:
+    """Write down what is told only once, even if the store cannot take it now: its disk is full, say."""
+    while True:
         try:
-            container = context.registry.container(state.id)
-        except NotFound:
-            return  # a guest may name what it likes; only our containers count
-        if container.sandbox_id == sandbox_id:
-            await record_exit(context, container, state)
+            return await record()
+        except VmruntimeError as error:
+            log.error("an end is not written down, trying again", error=str(error), **what)
+            await asyncio.sleep(RECORD_SECONDS)
 
 
 async def record_exit(context: Context, container: Container, state: GuestContainerState) -> None:
@@ -86,17 +102,24 @@ async def _watch_end(context: Context, sandbox_id: str, live: Live) -> None:
         if context.live.get(sandbox_id) is not live:
             return  # stopped on request
         log.error("sandbox ended by itself", sandbox=sandbox_id, reason=reason)
-        await mark_gone(context, sandbox_id, reason)
+        del context.live[sandbox_id]
+    await live.scope.close()
+    await live.running.close()
+
+    async def record() -> None:
+        async with context.locks.hold(sandbox_id):
+            await mark_gone(context, sandbox_id, reason)
+
+    await _until_recorded(record, sandbox=sandbox_id)
 
 
 async def mark_gone(context: Context, sandbox_id: str, reason: str) -> None:
-    """Record the end of a sandbox that died, and release its VM; its network stays until StopPodSandbox."""
-    live = context.live.pop(sandbox_id, None)
-    if live is not None:
-        await live.scope.close()
-        await live.running.close()
+    """Record the end of a sandbox that does not run, and release its VM; its network stays until StopPodSandbox."""
+    try:
+        sandbox = context.registry.sandbox(sandbox_id)
+    except NotFound:
+        return  # removed meanwhile
     await end_containers(context, sandbox_id, reason)
-    sandbox = context.registry.sandbox(sandbox_id)
     if sandbox.state is SandboxState.READY:
         await context.registry.change_sandbox(sandbox_id, state=SandboxState.NOTREADY, reason=reason)
     try:

@@ -21,11 +21,14 @@ from vmruntime.pods.container_remove import delete_in_guest, forget_container
 from vmruntime.pods.context import Context, Live
 from vmruntime.pods.leftovers import release_or_retry
 from vmruntime.pods.log_pump import LogPump
-from vmruntime.pods.monitor import VM_ENDED_EXIT_CODE, mark_gone, record_exit, watch
+from vmruntime.pods.monitor import DRAIN_SECONDS, VM_ENDED_EXIT_CODE, mark_gone, record_exit, watch
+from vmruntime.sandboxes.interface import RunningSandbox
 
 log = structlog.get_logger(__name__)
 
 AT_ONCE = 16
+STATES_ATTEMPTS = 5
+STATES_SECONDS = 0.5
 
 
 async def recover(context: Context) -> None:
@@ -60,55 +63,102 @@ async def _recover_sandbox(context: Context, sandbox: Sandbox) -> None:
     elif sandbox.state is SandboxState.READY:
         await _adopt(context, sandbox)
     else:
+        # Its stop may have been cut short.
         await _drop_unfinished(context, sandbox.id)
+        await mark_gone(context, sandbox.id, sandbox.reason)
 
 
 async def _adopt(context: Context, sandbox: Sandbox) -> None:
     try:
         running = await context.backend(sandbox).adopt(sandbox)
     except VmruntimeError as error:
-        # Gone, or there but of no use: a VM that does not answer is ended, so that kubelet makes the pod anew.
-        log.warning("sandbox cannot be taken over", sandbox=sandbox.id, reason=error.message)
-        await _drop_unfinished(context, sandbox.id)
-        await mark_gone(context, sandbox.id, error.message)
+        await _give_up(context, sandbox, error)
+        return
+    try:
+        states = await _states(running)
+    except AgentError as error:
+        await running.close()
+        await _give_up(context, sandbox, error)
         return
     live = Live(running, TaskScope(f"sandbox {sandbox.id[:13]}"))
     context.live[sandbox.id] = live
-    try:
-        await _recover_containers(context, sandbox.id, live)
-    except AgentError as error:
-        log.error("agent did not tell its containers", sandbox=sandbox.id, error=str(error))
+    await _recover_containers(context, sandbox.id, live, states)
     watch(context, sandbox.id, live)
     log.info("sandbox adopted", sandbox=sandbox.id)
 
 
-async def _recover_containers(context: Context, sandbox_id: str, live: Live) -> None:
-    in_guest = {state.id: state for state in await live.running.agent.containers()}
-    for container in context.registry.containers_of(sandbox_id, hidden=True):
-        state = in_guest.pop(container.id, None)
-        if container.state in (ContainerState.CREATING, ContainerState.REMOVING):
-            await delete_in_guest(context, container)
-            await forget_container(context, container)
-        elif state is not None:
-            await _resume(context, live, container, state)
-        elif container.state in (ContainerState.CREATED, ContainerState.RUNNING) and not container.message:
-            await _lost(context, container)
-    for stranger in in_guest:
+async def _give_up(context: Context, sandbox: Sandbox, error: VmruntimeError) -> None:
+    """A sandbox is gone, or there but of no use: one that does not answer is ended, so that kubelet makes the pod anew."""
+    log.warning("sandbox cannot be taken over", sandbox=sandbox.id, reason=error.message)
+    await _drop_unfinished(context, sandbox.id)
+    await mark_gone(context, sandbox.id, error.message)
+
+
+async def _states(running: RunningSandbox) -> dict[str, GuestContainerState]:
+    """Return the guest's containers by id; a guest may be busy for a moment."""
+    for _ in range(STATES_ATTEMPTS - 1):
+        try:
+            return {state.id: state for state in await running.agent.containers()}
+        except AgentError as error:
+            log.info("agent does not tell its containers, asking again", error=str(error))
+            await asyncio.sleep(STATES_SECONDS)
+    return {state.id: state for state in await running.agent.containers()}
+
+
+async def _recover_containers(
+    context: Context, sandbox_id: str, live: Live, in_guest: dict[str, GuestContainerState]
+) -> None:
+    known = context.registry.containers_of(sandbox_id, hidden=True)
+    for container in known:
+        try:
+            await _recover_container(context, live, container, in_guest.get(container.id))
+        except VmruntimeError as error:
+            log.error("container not recovered", container=container.id, error=str(error))
+    for stranger in in_guest.keys() - {container.id for container in known}:
         log.warning("deleting a container no one knows", sandbox=sandbox_id, container=stranger)
-        await live.running.release_layers(await live.running.agent.delete(stranger))
+        try:
+            await live.running.release_layers(await live.running.agent.delete(stranger))
+        except VmruntimeError as error:
+            log.error("clean-up left something behind", container=stranger, error=str(error))
+
+
+async def _recover_container(
+    context: Context, live: Live, container: Container, state: GuestContainerState | None
+) -> None:
+    if container.state in (ContainerState.CREATING, ContainerState.REMOVING):
+        await delete_in_guest(context, container)
+        await forget_container(context, container)
+    elif state is not None:
+        await _resume(context, live, container, state)
+    elif container.state in (ContainerState.CREATED, ContainerState.RUNNING) and not container.message:
+        await _lost(context, container)
 
 
 async def _resume(context: Context, live: Live, container: Container, state: GuestContainerState) -> None:
     """Go on with a container's log, and learn what it did meanwhile."""
-    pump = LogPump(live.running.agent, container.id, container.spec.log_path, context.log_position(container.id))
-    await pump.open()
-    live.pumps[container.id] = pump
+    live.pumps[container.id] = pump = await _reopened(context, live, container)
     live.scope.start(pump.run(), f"log of {container.id[:13]}")
     if state.phase is GuestPhase.RUNNING and container.state is ContainerState.CREATED:
         await context.registry.change_container(container.id, state=ContainerState.RUNNING, started_at=state.started_at)
     elif state.phase is GuestPhase.EXITED:
-        await pump.wait_drained(3.0)
+        await pump.wait_drained(DRAIN_SECONDS)
         await record_exit(context, container, state)
+
+
+async def _reopened(context: Context, live: Live, container: Container) -> LogPump:
+    """Return a pump for a container's log; for one that cannot be written any more, one that lets the output go.
+
+    Output that nobody reads would make the container wait for ever.
+    """
+    agent, position = live.running.agent, context.log_position(container.id)
+    pump = LogPump(agent, container.id, container.spec.log_path, position)
+    try:
+        await pump.open()
+    except VmruntimeError as error:
+        log.error("log cannot be gone on with", container=container.id, error=str(error))
+        pump = LogPump(agent, container.id, "", position)
+        await pump.open()
+    return pump
 
 
 async def _lost(context: Context, container: Container) -> None:

@@ -6,8 +6,8 @@ import asyncio
 
 import structlog
 
-from vmruntime.errors import NotFound
-from vmruntime.model.container import ContainerState
+from vmruntime.errors import NotFound, VmruntimeError
+from vmruntime.model.container import Container, ContainerState
 from vmruntime.model.ledger import ResourceKind
 from vmruntime.model.sandbox import SandboxState
 from vmruntime.pods.container_remove import forget_container
@@ -18,6 +18,9 @@ from vmruntime.pods.monitor import end_containers
 log = structlog.get_logger(__name__)
 
 CONTAINER_GRACE = 2.0
+CONTAINER_SLACK = 10.0
+"""What killed containers may take besides; a guest that does not answer must not hold up the end of its VM."""
+
 GUEST_GRACE = 5.0
 
 
@@ -37,12 +40,22 @@ async def _stop(context: Context, sandbox_id: str) -> None:
     except NotFound:
         return
     # kubelet has stopped the containers by now; what still runs gets a short grace of its own.
-    async with asyncio.TaskGroup() as group:
-        for container in context.registry.containers_of(sandbox_id):
-            if container.state in (ContainerState.RUNNING, ContainerState.CREATED):
-                group.create_task(stop_container(context, container.id, CONTAINER_GRACE))
+    try:
+        async with asyncio.timeout(CONTAINER_GRACE + CONTAINER_SLACK), asyncio.TaskGroup() as group:
+            for container in context.registry.containers_of(sandbox_id):
+                if container.state in (ContainerState.RUNNING, ContainerState.CREATED):
+                    group.create_task(_stop_kindly(context, container))
+    except TimeoutError:
+        log.warning("containers do not end, their VM does", sandbox=sandbox_id)
     async with context.locks.hold(sandbox_id):
         await _stop_locked(context, sandbox_id)
+
+
+async def _stop_kindly(context: Context, container: Container) -> None:
+    try:
+        await stop_container(context, container.id, CONTAINER_GRACE)
+    except VmruntimeError as error:
+        log.warning("container ends with its VM", container=container.id, error=str(error))
 
 
 async def _stop_locked(context: Context, sandbox_id: str) -> None:
@@ -51,17 +64,19 @@ async def _stop_locked(context: Context, sandbox_id: str) -> None:
     except NotFound:
         return
     context.handover.discard(sandbox_id)
-    live = context.live.pop(sandbox_id, None)
     if sandbox.state is SandboxState.READY:
         await context.registry.change_sandbox(sandbox_id, state=SandboxState.NOTREADY, reason="stopped on request")
+    live = context.live.pop(sandbox_id, None)
     network_only = frozenset(ResourceKind) - {ResourceKind.NETWORK}
     try:
         await context.owned.release(sandbox_id, keep=network_only)
     finally:
         if live is not None:
             await live.scope.close()
-            await live.running.shut_down(GUEST_GRACE)
-            await live.running.close()
+            try:
+                await live.running.shut_down(GUEST_GRACE)
+            finally:
+                await live.running.close()
         await end_containers(context, sandbox_id, "the sandbox was stopped")
         await context.backend(sandbox).release(sandbox_id, final=False)
     log.info("sandbox stopped", sandbox=sandbox_id)

@@ -24,9 +24,16 @@ async def vm_end_told(running: RunningSandbox) -> AsyncIterator[None]:
     try:
         yield
     except (AgentGone, VmGone) as error:
-        try:
-            async with asyncio.timeout(MOMENT):
-                reason = await running.wait()
-        except TimeoutError:
-            raise error from None
+        reason = await end_of(running)
+        if reason is None:
+            raise
         raise AgentGone(f"the pod's VM ended meanwhile: {reason}") from error
+
+
+async def end_of(running: RunningSandbox) -> str | None:
+    """Return why a sandbox has ended, waiting a moment for it; None: it goes on, only its agent was not reached."""
+    try:
+        async with asyncio.timeout(MOMENT):
+            return await running.wait()
+    except TimeoutError:
+        return None

@@ -102,7 +102,7 @@ class ContainerVm:
                     self._attached.add(layer.serial)
 
     async def release_layers(self, serials: Sequence[str]) -> None:
-        """Unplug layers the agent let go of."""
+        """Unplug layers."""
         async with self._attaching:
             for serial in serials:
                 if serial in self._attached:

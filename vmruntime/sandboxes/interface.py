@@ -80,7 +80,7 @@ class RunningSandbox(Protocol):
         """Make layers visible in the sandbox; those that are there already are left alone."""
 
     async def release_layers(self, serials: Sequence[str]) -> None:
-        """Take away layers which the agent said are unused."""
+        """Take away layers that no container has any more; one that is not there: success."""
 
     async def publish_volumes(self, container_id: str, mounts: Sequence[Mount]) -> Published:
         """Make a container's mounts visible in the sandbox; image volumes are left out. On failure nothing stays."""
