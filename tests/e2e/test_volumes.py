@@ -13,8 +13,9 @@ from typing import Any
 import grpc
 import pytest
 
-from tests.support.daemon import Daemon
+from tests.support.daemon import Daemon, container_config, sandbox_config
 from tests.support.pods import create, run_pod, sh, start, status
+from tests.support.registry import build_image, files
 from vmruntime.generated import cri_pb2 as cri
 
 pytestmark = pytest.mark.vm
@@ -198,6 +199,41 @@ def test_block_devices_and_device_nodes(daemon: Daemon, image: str, pod: str, tm
         assert "/dev/no is not a device of the pod's machine" in str(caught.value.details())
     finally:
         subprocess.run(["losetup", "-d", loop], check=True)
+
+
+def layers_of(pod: str) -> set[str]:
+    """Return the layers that a pod's VM has open."""
+    argv = ["pgrep", "-f", f"guest=vmruntime-{pod[:13]}"]
+    (qemu,) = subprocess.run(argv, check=True, capture_output=True, text=True).stdout.split()
+    links = [os.readlink(fd) for fd in Path(f"/proc/{qemu}/fd").iterdir()]
+    return {Path(link).stem for link in links if link.endswith(".erofs")}
+
+
+def test_layers_leave_the_vm_with_the_last_container_that_has_them(daemon: Daemon, image: str, tmp_path: Path) -> None:
+    layout = build_image(tmp_path / "data", [files({"word": b"from the volume"})])
+    data = str(daemon.images.PullImage(cri.PullImageRequest(image=cri.ImageSpec(image=f"oci:{layout}:image"))).image_ref)
+    pod = run_pod(daemon, "layers")
+    other = start(daemon, pod, image, "other", "sleep 1000")
+    own = layers_of(pod)
+    container = run(daemon, pod, image, "reader", cri.Mount(container_path="/i", image=cri.ImageSpec(image=data)))
+    assert out(daemon, container, "cat /i/word") == "from the volume"
+    assert len(layers_of(pod) - own) == 1
+    remove(daemon, container)
+    assert layers_of(pod) == own
+    config = container_config("missing", data, ["/no/such/program"])
+    request = cri.CreateContainerRequest(
+        pod_sandbox_id=pod, config=config, sandbox_config=sandbox_config("layers", daemon.base)
+    )
+    missing = daemon.runtime.CreateContainer(request).container_id
+    assert len(layers_of(pod) - own) == 1
+    remove(daemon, missing)
+    assert layers_of(pod) == own
+    create(daemon, pod, data, "unmade", "true")
+    daemon.runtime.StopContainer(cri.StopContainerRequest(container_id=other, timeout=0))
+    remove(daemon, other)
+    assert len(layers_of(pod)) == 1
+    daemon.runtime.RemovePodSandbox(cri.RemovePodSandboxRequest(pod_sandbox_id=pod))
+    daemon.images.RemoveImage(cri.RemoveImageRequest(image=cri.ImageSpec(image=data)))
 
 
 def test_an_image_as_a_volume(daemon: Daemon, image: str, pod: str) -> None:
