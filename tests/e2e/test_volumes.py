@@ -211,7 +211,9 @@ def layers_of(pod: str) -> set[str]:
 
 def test_layers_leave_the_vm_with_the_last_container_that_has_them(daemon: Daemon, image: str, tmp_path: Path) -> None:
     layout = build_image(tmp_path / "data", [files({"word": b"from the volume"})])
-    data = str(daemon.images.PullImage(cri.PullImageRequest(image=cri.ImageSpec(image=f"oci:{layout}:image"))).image_ref)
+    data = str(
+        daemon.images.PullImage(cri.PullImageRequest(image=cri.ImageSpec(image=f"oci:{layout}:image"))).image_ref
+    )
     pod = run_pod(daemon, "layers")
     other = start(daemon, pod, image, "other", "sleep 1000")
     own = layers_of(pod)
