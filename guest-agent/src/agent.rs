@@ -11,6 +11,7 @@ use crate::container::registry::Registry;
 use crate::container::runtime::OciRuntime;
 use crate::error::{Context, Result};
 use crate::init::reaper::Reaper;
+use crate::network::home;
 use crate::sandbox::Sandbox;
 use crate::storage::layers::LayerStore;
 use crate::storage::mounter::{Mounter, SystemMounter};
@@ -71,6 +72,11 @@ impl Agent {
 
     pub fn in_vm(&self) -> bool {
         self.config.mode == Mode::Vm
+    }
+
+    /// Where the kernel shows the pod's interfaces.
+    pub fn sysfs(&self) -> PathBuf {
+        if home::is_left() { self.config.paths.sysfs() } else { "/sys".into() }
     }
 
     /// A new name for a short-lived file.

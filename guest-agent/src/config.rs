@@ -105,6 +105,11 @@ impl Paths {
         self.state.join("shm")
     }
 
+    /// A sysfs of the pod's network namespace, where that is not the agent's first one.
+    pub fn sysfs(&self) -> PathBuf {
+        self.state.join("sys")
+    }
+
     pub fn resolv_conf(&self) -> PathBuf {
         self.state.join("resolv.conf")
     }

@@ -39,7 +39,7 @@ const CGROUP: &str = "vmruntime";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    if let Some(code) = arguments.first().and_then(|verb| pod_init::dispatch(verb)) {
+    if let Some(code) = pod_init::dispatch(&arguments) {
         return code;
     }
     // The kernel hands words of its command line to PID 1, so they are no options of ours.

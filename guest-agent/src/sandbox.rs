@@ -1,6 +1,10 @@
 //! The one pod this agent serves.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::container::pod_init::PodNamespaces;
+use crate::container::user_namespace::Owner;
+use crate::error::Result;
 
 #[derive(Default)]
 pub struct Sandbox {
@@ -14,13 +18,13 @@ pub struct Sandbox {
 pub struct Progress {
     pub scratch: bool,
     pub shm: bool,
-    pub pod_init: Option<i32>,
+    pub namespaces: Option<Arc<PodNamespaces>>,
 }
 
 #[derive(Debug, Default)]
 struct Ready {
     id: String,
-    pod_init: Option<i32>,
+    namespaces: Arc<PodNamespaces>,
 }
 
 impl Sandbox {
@@ -35,11 +39,24 @@ impl Sandbox {
 
     /// The process that holds the shared PID namespace.
     pub fn pod_init(&self) -> Option<i32> {
-        self.lock().pod_init
+        self.lock().namespaces.init
     }
 
-    pub fn set_ready(&self, id: &str, pod_init: Option<i32>) {
-        *self.lock() = Ready { id: id.to_owned(), pod_init };
+    /// What the pod's containers share.
+    pub fn namespaces(&self) -> Arc<PodNamespaces> {
+        self.lock().namespaces.clone()
+    }
+
+    /// Whose the files of a container's process are, as the agent sees them; `None`: of the user with the same ids.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for an id that the pod's user namespace does not have.
+    pub fn owner(&self, uid: u32, gid: u32) -> Result<Option<Owner>> {
+        self.namespaces().user().map(|user| user.owner(uid, gid)).transpose()
+    }
+
+    pub fn set_ready(&self, id: &str, namespaces: Arc<PodNamespaces>) {
+        *self.lock() = Ready { id: id.to_owned(), namespaces };
     }
 
     fn lock(&self) -> MutexGuard<'_, Ready> {

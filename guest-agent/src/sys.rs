@@ -1,8 +1,14 @@
 //! System calls without a safe wrapper elsewhere. The only module with unsafe code.
 #![allow(unsafe_code)]
 
+use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use nix::mount::{MntFlags, umount2};
+use nix::unistd::{Uid, geteuid};
 
 use tokio::io::unix::AsyncFd;
 
@@ -89,6 +95,96 @@ pub fn fork_single_threaded() -> io::Result<Option<i32>> {
     }
 }
 
+/// The user namespace that owns another namespace (`ioctl_ns(2)`).
+///
+/// # Errors
+/// When the kernel does not tell.
+pub fn owner_of(namespace: impl AsFd) -> io::Result<OwnedFd> {
+    nix::ioctl_none!(ns_get_userns, 0xb7, 0x1);
+    // SAFETY: the request takes no argument.
+    let descriptor = unsafe { ns_get_userns(namespace.as_fd().as_raw_fd()) }?;
+    // SAFETY: the kernel has just made it; nobody else knows its number.
+    Ok(unsafe { OwnedFd::from_raw_fd(descriptor) })
+}
+
+/// Does something as another user. Only this thread changes, which must not wait meanwhile.
+///
+/// # Errors
+/// When the kernel refuses, or the work fails.
+pub fn as_user<T>(uid: Uid, work: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+    const KEEP: libc::c_long = -1;
+    // The C library would change every thread.
+    // SAFETY: no memory is involved.
+    let become_user =
+        |uid: libc::c_long| check_long(unsafe { libc::syscall(libc::SYS_setresuid, KEEP, uid, KEEP) });
+    let own = geteuid();
+    become_user(uid.as_raw().into())?;
+    let done = work();
+    become_user(own.as_raw().into())?;
+    done
+}
+
+/// What mount_setattr(2) changes.
+#[repr(C)]
+struct MountAttributes {
+    set: u64,
+    clear: u64,
+    propagation: u64,
+    user_namespace: u64,
+}
+
+/// Replaces a mount by one whose files belong to the ids that a user namespace maps theirs to. The kernel takes such a
+/// change only while the mount is attached nowhere.
+///
+/// # Errors
+/// When the kernel refuses, as it does for file systems that cannot be mapped.
+pub fn map_ids(target: &Path, namespace: impl AsFd) -> io::Result<()> {
+    const MOUNT_ATTR_IDMAP: u64 = 0x0010_0000;
+    const OPEN_TREE_CLONE: libc::c_uint = 1;
+    const MOVE_MOUNT_F_EMPTY_PATH: libc::c_uint = 4;
+    let path = CString::new(target.as_os_str().as_bytes())?;
+    let nothing = c"".as_ptr();
+    let flags = OPEN_TREE_CLONE | libc::O_CLOEXEC.cast_unsigned();
+    // SAFETY: the path outlives the call.
+    let copy = unsafe { libc::syscall(libc::SYS_open_tree, libc::AT_FDCWD, path.as_ptr(), flags) };
+    let copy = RawFd::try_from(copy).map_err(io::Error::other)?;
+    if copy < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel has just made it; nobody else knows its number.
+    let copy = unsafe { OwnedFd::from_raw_fd(copy) };
+    let attributes = MountAttributes {
+        set: MOUNT_ATTR_IDMAP,
+        clear: 0,
+        propagation: 0,
+        user_namespace: u64::from(namespace.as_fd().as_raw_fd().cast_unsigned()),
+    };
+    let (number, size) = (copy.as_raw_fd(), size_of::<MountAttributes>());
+    // SAFETY: text and attributes outlive the call, and the size is theirs.
+    check_long(unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            number,
+            nothing,
+            libc::AT_EMPTY_PATH,
+            &raw const attributes,
+            size,
+        )
+    })?;
+    umount2(target, MntFlags::UMOUNT_NOFOLLOW)?;
+    // SAFETY: both texts outlive the call.
+    check_long(unsafe {
+        libc::syscall(
+            libc::SYS_move_mount,
+            number,
+            nothing,
+            libc::AT_FDCWD,
+            path.as_ptr(),
+            MOVE_MOUNT_F_EMPTY_PATH,
+        )
+    })
+}
+
 /// Owns a descriptor that has just come in a control message.
 pub fn own_received(descriptor: RawFd) -> OwnedFd {
     // SAFETY: the kernel made it for this process with that message; nobody else knows its number.
@@ -102,6 +198,10 @@ pub fn own_received(descriptor: RawFd) -> OwnedFd {
 pub fn pollable(descriptor: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     // SAFETY: an OwnedFd keeps its number and stays open as long as it lives, which the AsyncFd makes sure of.
     unsafe { AsyncFd::register(descriptor) }.map_err(io::Error::from)
+}
+
+fn check_long(result: libc::c_long) -> io::Result<()> {
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 fn check(result: i32) -> io::Result<()> {

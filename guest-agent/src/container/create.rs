@@ -15,12 +15,13 @@ use super::runtime::{Launch, Stdio};
 use super::spec::{self, Adaptation, PidNamespace};
 use super::streams::Streams;
 use super::user::{self, Identity, Wanted};
+use super::user_namespace::Owner;
 use super::{Container, Parts, watch};
 use crate::agent::Agent;
 use crate::clock::Phases;
 use crate::error::{AgentError, Context, Result};
 use crate::io::buffer::OutputBuffer;
-use crate::io::file::{AsyncFile, pipe};
+use crate::io::file::{AsyncFile, pipe_of};
 use crate::io::pump;
 use crate::io::terminal::ConsoleSocket;
 use crate::proto::container_state::Phase;
@@ -92,6 +93,7 @@ async fn discard(agent: &Agent, id: &str, serials: &[String]) -> Vec<String> {
 /// A process the OCI runtime made, with the agent's ends of its streams.
 struct Made {
     number: i32,
+    oom_score: Option<i32>,
     streams: Streams,
     outputs: Vec<(Arc<AsyncFile>, Stream)>,
 }
@@ -105,15 +107,21 @@ async fn assemble(
     phases: &mut Phases,
 ) -> Result<(Identity, Made)> {
     let paths = &agent.config.paths;
-    rootfs::assemble(paths, &request.id, layers.own, agent.mounter.as_ref())?;
+    let root = agent.sandbox.owner(0, 0)?;
+    rootfs::assemble(paths, &request.id, layers.own, root, agent.mounter.as_ref())?;
     phases.mark("rootfs");
     mount_volumes(agent, request, layers.volumes).await?;
-    let mut devices = devices::find(&request.devices).await?;
+    let mut devices = devices::find(&request.devices, root).await?;
     if request.all_devices {
         devices.extend(devices::all(&devices));
     }
     phases.mark("volumes");
     let identity = identify(agent, request, spec)?;
+    let namespaces = agent.sandbox.namespaces();
+    let owner = agent.sandbox.owner(identity.uid, identity.gid)?;
+    if let Some(user) = namespaces.user() {
+        identity.groups.iter().try_for_each(|group| user.group(*group).map(drop))?;
+    }
     let adaptation = Adaptation {
         id: &request.id,
         paths,
@@ -121,14 +129,16 @@ async fn assemble(
         readonly_rootfs: request.readonly_rootfs,
         tty: request.tty,
         pid_namespace,
+        user_namespace: namespaces.user(),
         cgroup: &agent.config.cgroup,
     };
     spec::adapt(spec, &adaptation)?;
-    devices::add(spec, &devices)?;
+    devices::add(spec, &devices, namespaces.user().is_some())?;
+    let oom_score = spec::take_oom_score(spec);
     let config = paths.bundle(&request.id).join("config.json");
     fs::write(&config, spec.to_string()).context(|| format!("write {}", config.display()))?;
     phases.mark("spec");
-    let made = launch(agent, request, spec).await?;
+    let made = launch(agent, request, spec, owner, oom_score).await?;
     phases.mark("create");
     Ok((identity, made))
 }
@@ -173,31 +183,38 @@ fn identify(agent: &Agent, request: &CreateContainerRequest, spec: &Value) -> Re
     user::resolve(wanted, &accounts)
 }
 
-async fn launch(agent: &Arc<Agent>, request: &CreateContainerRequest, spec: &Value) -> Result<Made> {
+async fn launch(
+    agent: &Arc<Agent>,
+    request: &CreateContainerRequest,
+    spec: &Value,
+    owner: Option<Owner>,
+    oom_score: Option<i32>,
+) -> Result<Made> {
     let program = spec.pointer("/process/args/0").and_then(Value::as_str).unwrap_or_default();
     let bundle = agent.config.paths.bundle(&request.id);
-    let launch = |stdio, console| Launch { id: &request.id, description: &bundle, program, console, stdio };
+    let launch =
+        |stdio, console| Launch { id: &request.id, description: &bundle, program, console, stdio, oom_score };
     if request.tty {
         let console = ConsoleSocket::bind(agent.console_socket_path())?;
         let number = agent.runtime.create(launch(Stdio::default(), Some(console.path()))).await?;
         let terminal = Arc::new(AsyncFile::new(console.receive().await?).context(|| "open the terminal")?);
         let streams = Streams::on_terminal(terminal.clone(), request.stdin);
-        return Ok(Made { number, streams, outputs: vec![(terminal, Stream::Stdout)] });
+        return Ok(Made { number, oom_score, streams, outputs: vec![(terminal, Stream::Stdout)] });
     }
     let what = || "open a pipe";
     let (mut stdin, mut keep) = (None, None);
     if request.stdin {
-        let (give_stdin, write_end) = pipe().context(what)?;
+        let (give_stdin, write_end) = pipe_of(owner).context(what)?;
         stdin = Some(give_stdin);
         keep = Some(Arc::new(AsyncFile::new(write_end).context(what)?));
     }
-    let (stdout, give_stdout) = pipe().context(what)?;
-    let (stderr, give_stderr) = pipe().context(what)?;
+    let (stdout, give_stdout) = pipe_of(owner).context(what)?;
+    let (stderr, give_stderr) = pipe_of(owner).context(what)?;
     let stdio = Stdio { stdin, stdout: Some(give_stdout), stderr: Some(give_stderr) };
     let number = agent.runtime.create(launch(stdio, None)).await?;
     let open = |end| AsyncFile::new(end).map(Arc::new).context(what);
     let outputs = vec![(open(stdout)?, Stream::Stdout), (open(stderr)?, Stream::Stderr)];
-    Ok(Made { number, streams: Streams::on_pipes(keep, request.stdin_once), outputs })
+    Ok(Made { number, oom_score, streams: Streams::on_pipes(keep, request.stdin_once), outputs })
 }
 
 /// From here on the container is known, read from and watched. Nothing is awaited, so its exit cannot be missed.
@@ -208,7 +225,7 @@ fn enroll(
     layers: Vec<String>,
     made: Made,
 ) {
-    let Made { number, streams, outputs } = made;
+    let Made { number, oom_score, streams, outputs } = made;
     let limit = usize::try_from(request.output_buffer_bytes).unwrap_or_default();
     let container = Arc::new(Container::new(Parts {
         id: request.id.clone(),
@@ -216,6 +233,7 @@ fn enroll(
         pid_mode: request.pid_mode(),
         cgroup: Cgroup::of_container(&agent.config.cgroup, &request.id),
         process: spec.get("process").cloned().unwrap_or_default(),
+        oom_score,
         layers,
         output: Arc::new(OutputBuffer::new(limit, outputs.len())),
         outputs: outputs.len(),
@@ -261,7 +279,7 @@ async fn acquire(agent: &Agent, request: &CreateContainerRequest) -> Result<(Vec
     }
     let serials: Vec<String> = all.iter().map(|layer| layer.serial.clone()).collect();
     serials.iter().try_for_each(|serial| crate::validate::serial(serial))?;
-    let paths = agent.layers.acquire(&serials).await?;
+    let paths = agent.layers.acquire(&serials, agent.sandbox.namespaces().user()).await?;
     Ok((serials, paths))
 }
 

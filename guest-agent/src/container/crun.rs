@@ -17,6 +17,7 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use serde_json::Value;
 use tokio::time::timeout;
 
+use super::oom;
 use super::runtime::{Launch, OciRuntime, RuntimeError, Stdio};
 use crate::config::{Config, Mode, Paths};
 use crate::init::{self, reaper::Reaper};
@@ -50,6 +51,16 @@ impl Crun {
 
     /// Runs one verb to its end. The error is what crun wrote into its log, not into the container's streams.
     async fn run(&self, verb: &str, arguments: &[OsString], stdio: Stdio) -> Result<(), String> {
+        self.run_with(verb, arguments, stdio, None).await
+    }
+
+    async fn run_with(
+        &self,
+        verb: &str,
+        arguments: &[OsString],
+        stdio: Stdio,
+        oom_score: Option<i32>,
+    ) -> Result<(), String> {
         let log = self.temporary("log");
         let root = self.paths.crun_root();
         let mut command = Command::new(self.program.path());
@@ -58,7 +69,7 @@ impl Crun {
         command.arg(verb).args(arguments);
         command.stdin(process_stdio(stdio.stdin));
         command.stdout(process_stdio(stdio.stdout)).stderr(process_stdio(stdio.stderr));
-        let started = self.reaper.spawn(&mut command);
+        let started = oom::spawn_with(oom_score, || self.reaper.spawn(&mut command));
         // It holds the container's ends of the pipes, whose closing must be noticed.
         drop(command);
         let (pid, exit) = started.map_err(|error| format!("run {}: {error}", self.paths.crun().display()))?;
@@ -88,7 +99,7 @@ impl Crun {
             arguments.extend(["--console-socket".into(), console.into()]);
         }
         arguments.push(launch.id.into());
-        self.run(verb, &arguments, launch.stdio)
+        self.run_with(verb, &arguments, launch.stdio, launch.oom_score)
             .await
             .map_err(|text| RuntimeError::about(launch.program, &text))?;
         let text = fs::read_to_string(pid_file.path()).unwrap_or_default();

@@ -1,13 +1,14 @@
 //! Device nodes a container gets besides the usual ones.
 
 use std::fs;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, chown};
 use std::path::{Path, PathBuf};
 
 use nix::sys::stat::{major, minor};
 use serde_json::{Value, json};
 
-use crate::error::{AgentError, Result};
+use super::user_namespace::Owner;
+use crate::error::{AgentError, Context, Result};
 use crate::proto::Device;
 use crate::storage::disk::Disks;
 use crate::validate;
@@ -34,6 +35,7 @@ const OWN: &[&str] = &[
 #[derive(Debug, Clone)]
 pub struct Node {
     path: String,
+    source: PathBuf,
     block: bool,
     major: u64,
     minor: u64,
@@ -41,11 +43,12 @@ pub struct Node {
     permissions: String,
 }
 
-/// Finds what is behind each device; disks may be on their way.
+/// Finds what is behind each device; disks may be on their way. Disks are the pod's alone, so they are given to `root`,
+/// the root of its user namespace, if it has one.
 ///
 /// # Errors
 /// `InvalidArgument` when the guest has no such device, `DeadlineExceeded` for a disk that does not appear.
-pub async fn find(devices: &[Device]) -> Result<Vec<Node>> {
+pub async fn find(devices: &[Device], root: Option<Owner>) -> Result<Vec<Node>> {
     let mut nodes = Vec::with_capacity(devices.len());
     for device in devices {
         let source = if device.serial.is_empty() {
@@ -54,6 +57,10 @@ pub async fn find(devices: &[Device]) -> Result<Vec<Node>> {
             validate::serial(&device.serial)?;
             let disk = Disks::default().wait(&device.serial).await?;
             disk.ready().await?;
+            if let Some(Owner { uid, gid }) = root {
+                chown(disk.device(), Some(uid.as_raw()), Some(gid.as_raw()))
+                    .context(|| format!("chown {}", disk.device().display()))?;
+            }
             disk.device().to_path_buf()
         };
         nodes.push(node(device, &source)?);
@@ -69,6 +76,7 @@ fn node(device: &Device, source: &Path) -> Result<Node> {
     }
     Ok(Node {
         path: device.path.clone(),
+        source: source.to_path_buf(),
         block: kind.is_block_device(),
         major: major(metadata.rdev()),
         minor: minor(metadata.rdev()),
@@ -113,17 +121,27 @@ pub fn all(present: &[Node]) -> Vec<Node> {
 
 /// Adds nodes and the right to use them to an OCI spec.
 ///
+/// In a user namespace nobody can make nodes. The OCI runtime binds those of the same path then; with another path a node
+/// has to be bound by the spec.
+///
 /// # Errors
 /// `InvalidArgument` when the spec's members have the wrong type.
-pub fn add(spec: &mut Value, nodes: &[Node]) -> Result<()> {
+pub fn add(spec: &mut Value, nodes: &[Node], bind: bool) -> Result<()> {
     if nodes.is_empty() {
         return Ok(());
     }
+    let (bound, made): (Vec<_>, Vec<_>) =
+        nodes.iter().partition(|node| bind && node.source.as_os_str() != node.path.as_str());
     let list = list(spec, "/linux", "devices")?;
-    list.extend(nodes.iter().map(|node| {
+    list.extend(made.iter().map(|node| {
         let kind = if node.block { "b" } else { "c" };
         json!({"path": node.path, "type": kind, "major": node.major, "minor": node.minor, "fileMode": node.mode,
                "uid": 0, "gid": 0})
+    }));
+    let mounts = self::list(spec, "", "mounts")?;
+    mounts.extend(bound.iter().map(|node| {
+        json!({"destination": node.path, "type": "bind", "source": node.source.to_string_lossy(),
+               "options": ["bind", "rprivate", "nosuid", "noexec"]})
     }));
     let rules = self::list(spec, "/linux/resources", "devices")?;
     rules.extend(nodes.iter().map(|node| {
@@ -151,20 +169,25 @@ mod tests {
             permissions: "rw".into(),
             ..Device::default()
         };
-        let nodes = find(&[device]).await.unwrap();
+        let nodes = find(&[device], None).await.unwrap();
         let mut spec = json!({"linux": {"resources": {}}});
-        add(&mut spec, &nodes).unwrap();
+        add(&mut spec, &nodes, false).unwrap();
         assert_eq!(spec["linux"]["devices"][0]["path"], "/dev/mine");
         assert_eq!(spec["linux"]["devices"][0]["major"], 1);
         assert_eq!(spec["linux"]["resources"]["devices"][0]["access"], "rw");
-        assert!(add(&mut json!({}), &nodes).is_err());
+        assert!(add(&mut json!({}), &nodes, false).is_err());
+        let mut spec = json!({"linux": {"resources": {}}, "mounts": []});
+        add(&mut spec, &nodes, true).unwrap();
+        assert_eq!(spec["linux"]["devices"], json!([]));
+        assert_eq!(spec["mounts"][0]["source"], "/dev/null");
+        assert_eq!(spec["linux"]["resources"]["devices"][0]["access"], "rw");
     }
 
     #[tokio::test]
     async fn what_is_no_device_is_refused() {
         for source in ["/dev/none", "/proc/self/status"] {
             let device = Device { source: source.into(), ..Device::default() };
-            assert!(find(&[device]).await.unwrap_err().to_string().contains(source));
+            assert!(find(&[device], None).await.unwrap_err().to_string().contains(source));
         }
     }
 }

@@ -10,10 +10,11 @@ use tokio::time::timeout;
 use tonic::Status;
 
 use super::runtime::{Launch, RuntimeError, Stdio};
-use super::{Container, descendants};
+use super::user_namespace::Owner;
+use super::{Container, descendants, spec};
 use crate::agent::Agent;
 use crate::error::{AgentError, Context, Result};
-use crate::io::file::{AsyncFile, pipe};
+use crate::io::file::{AsyncFile, pipe_of};
 use crate::io::terminal::{self, ConsoleSocket};
 use crate::proto::exec_response::Message;
 use crate::proto::{ExecResponse, ExecStart, TerminalSize};
@@ -78,11 +79,13 @@ pub async fn start(
         program: start.args.first().map_or("", String::as_str),
         console: None,
         stdio: Stdio::default(),
+        oom_score: container.oom_score,
     };
     let session = if start.tty {
         start_on_terminal(agent, start, launch).await
     } else {
-        start_on_pipes(agent, start, launch).await
+        let (uid, gid) = spec::user_ids_of(&container.process);
+        start_on_pipes(agent, start, launch, agent.sandbox.owner(uid, gid)?).await
     };
     let _ = fs::remove_file(&description);
     session
@@ -110,14 +113,15 @@ async fn start_on_pipes(
     agent: &Agent,
     start: &ExecStart,
     launch: Launch<'_>,
+    owner: Option<Owner>,
 ) -> std::result::Result<Session, Refusal> {
     let what = || "make a pipe";
-    let (stdout, give_stdout) = pipe().context(what)?;
-    let (stderr, give_stderr) = pipe().context(what)?;
+    let (stdout, give_stdout) = pipe_of(owner).context(what)?;
+    let (stderr, give_stderr) = pipe_of(owner).context(what)?;
     let mut stdio = Stdio { stdin: None, stdout: Some(give_stdout), stderr: Some(give_stderr) };
     let mut input = Input::None;
     if start.stdin {
-        let (give_stdin, stdin) = pipe().context(what)?;
+        let (give_stdin, stdin) = pipe_of(owner).context(what)?;
         stdio.stdin = Some(give_stdin);
         input = Input::Pipe(AsyncFile::new(stdin).context(what)?);
     }
@@ -247,6 +251,7 @@ pub async fn reply(answers: &Answers, message: Message) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::io::file::pipe;
 
     #[test]
     fn an_exec_is_the_containers_process_with_other_arguments() {

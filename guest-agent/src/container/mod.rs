@@ -11,6 +11,7 @@ pub mod crun;
 pub mod descendants;
 pub mod devices;
 pub mod exec;
+pub mod oom;
 pub mod passwd;
 pub mod pod_init;
 pub mod registry;
@@ -18,6 +19,7 @@ pub mod runtime;
 pub mod spec;
 pub mod streams;
 pub mod user;
+pub mod user_namespace;
 pub mod watch;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -48,6 +50,8 @@ pub struct Container {
     pub cgroup: Cgroup,
     /// `process` of the OCI spec; an exec starts from it.
     pub process: Value,
+    /// How ready the kernel is to take its processes when memory runs out.
+    pub oom_score: Option<i32>,
     /// Serials of the layers it holds.
     pub layers: Vec<String>,
     pub output: Arc<OutputBuffer>,
@@ -77,6 +81,7 @@ pub struct Parts {
     pub pid_mode: PidMode,
     pub cgroup: Cgroup,
     pub process: Value,
+    pub oom_score: Option<i32>,
     pub layers: Vec<String>,
     pub output: Arc<OutputBuffer>,
     /// How many streams it writes to.
@@ -86,13 +91,14 @@ pub struct Parts {
 
 impl Container {
     pub fn new(parts: Parts) -> Self {
-        let Parts { id, pid, pid_mode, cgroup, process, layers, output, outputs, streams } = parts;
+        let Parts { id, pid, pid_mode, cgroup, process, oom_score, layers, output, outputs, streams } = parts;
         Self {
             id,
             pid,
             pid_mode,
             cgroup,
             process,
+            oom_score,
             layers,
             output,
             taps: Arc::new(Taps::new(outputs, SLOWEST)),

@@ -75,6 +75,8 @@ pub struct Launch<'a> {
     /// Where to send the terminal's master side.
     pub console: Option<&'a Path>,
     pub stdio: Stdio,
+    /// How ready the kernel is to take it when memory runs out; `None`: as the agent.
+    pub oom_score: Option<i32>,
 }
 
 type Answer<'a, T> = BoxFuture<'a, Result<T, RuntimeError>>;

@@ -6,6 +6,7 @@ use serde_json::{Map, Value, json};
 
 use super::cgroup;
 use super::user::Identity;
+use super::user_namespace::UserNamespace;
 use crate::config::Paths;
 use crate::error::{AgentError, Result};
 use crate::storage::volumes;
@@ -18,6 +19,8 @@ pub struct Adaptation<'a> {
     pub readonly_rootfs: bool,
     pub tty: bool,
     pub pid_namespace: &'a PidNamespace,
+    /// The pod's, if it is not the agent's.
+    pub user_namespace: Option<&'a UserNamespace>,
     /// The parent of the container's control group.
     pub cgroup: &'a str,
 }
@@ -43,8 +46,13 @@ pub fn parse(text: &[u8]) -> Result<Value> {
 
 /// The ids `process.user` has before anything is resolved.
 pub fn user_ids(spec: &Value) -> (u32, u32) {
+    spec.get("process").map(user_ids_of).unwrap_or_default()
+}
+
+/// The ids in the `user` of a spec's `process`.
+pub fn user_ids_of(process: &Value) -> (u32, u32) {
     let id = |name: &str| {
-        let value = spec.pointer("/process/user").and_then(|user| user.get(name)).and_then(Value::as_u64);
+        let value = process.get("user").and_then(|user| user.get(name)).and_then(Value::as_u64);
         value.and_then(|value| u32::try_from(value).ok()).unwrap_or_default()
     };
     (id("uid"), id("gid"))
@@ -57,6 +65,12 @@ pub fn user_groups(spec: &Value) -> Vec<u32> {
     groups.into_iter().flatten().filter_map(number).collect()
 }
 
+/// Removes `process.oomScoreAdj`, which the agent sees to (see `oom`).
+pub fn take_oom_score(spec: &mut Value) -> Option<i32> {
+    let process = spec.get_mut("process")?.as_object_mut()?;
+    process.remove("oomScoreAdj")?.as_i64()?.try_into().ok()
+}
+
 /// # Errors
 /// `InvalidArgument` naming the member that has the wrong type.
 pub fn adapt(spec: &mut Value, adaptation: &Adaptation<'_>) -> Result<()> {
@@ -66,7 +80,7 @@ pub fn adapt(spec: &mut Value, adaptation: &Adaptation<'_>) -> Result<()> {
     add_mounts(spec, adaptation.paths)?;
     let linux = object(spec, "linux")?;
     linux.insert("cgroupsPath".into(), cgroup::spec_path(adaptation.cgroup, adaptation.id).into());
-    set_namespaces(linux, adaptation.pid_namespace)?;
+    set_namespaces(linux, adaptation.pid_namespace, adaptation.user_namespace)?;
     drop_hostname_of_the_pod(spec);
     Ok(())
 }
@@ -143,8 +157,12 @@ fn is_at(mount: &Value, destination: &str) -> bool {
     own.is_some_and(|own| Path::new(own) == Path::new(destination))
 }
 
-/// The container shares every namespace with the pod's guest that the spec does not list; mounts it never shares.
-fn set_namespaces(linux: &mut Map<String, Value>, pid: &PidNamespace) -> Result<()> {
+/// The container shares every namespace with the agent that the spec does not list; mounts it never shares.
+fn set_namespaces(
+    linux: &mut Map<String, Value>,
+    pid: &PidNamespace,
+    user: Option<&UserNamespace>,
+) -> Result<()> {
     let list = linux.entry("namespaces").or_insert_with(|| json!([]));
     let list = list.as_array_mut().ok_or_else(|| wrong("linux.namespaces"))?;
     list.retain(|namespace| kind(namespace) != Some("pid"));
@@ -154,6 +172,9 @@ fn set_namespaces(linux: &mut Map<String, Value>, pid: &PidNamespace) -> Result<
             list.push(json!({"type": "pid", "path": format!("/proc/{process}/ns/pid")}));
         }
         PidNamespace::Host => {}
+    }
+    if let Some(user) = user {
+        list.push(json!({"type": "user", "path": user.path()}));
     }
     if !list.iter().any(|namespace| kind(namespace) == Some("mount")) {
         list.push(json!({"type": "mount"}));
@@ -201,6 +222,7 @@ mod tests {
             readonly_rootfs: false,
             tty: false,
             pid_namespace: &PidNamespace::Own,
+            user_namespace: None,
             cgroup: "vmruntime",
         };
         change(&mut adaptation);
@@ -249,6 +271,29 @@ mod tests {
     }
 
     #[test]
+    fn a_user_namespace_is_joined_by_its_descriptor() {
+        let map = |_| {
+            let all = crate::proto::IdMapping { container_id: 0, host_id: 100_000, length: 65_536 };
+            super::super::user_namespace::IdMap::parse("uids", &[all]).unwrap()
+        };
+        let mapping = super::super::user_namespace::Mapping { uids: map("uids"), gids: map("gids") };
+        let file = std::fs::File::open("/dev/null").unwrap().into();
+        let namespace: &UserNamespace = Box::leak(Box::new(UserNamespace::new(mapping, file)));
+        let spec = adapted(json!({}), |adaptation| adaptation.user_namespace = Some(namespace));
+        let joined = &spec["linux"]["namespaces"][1];
+        assert_eq!(joined["type"], "user");
+        assert!(Path::new(joined["path"].as_str().unwrap()).exists());
+    }
+
+    #[test]
+    fn the_oom_score_is_the_agents_to_set() {
+        let mut spec = json!({"process": {"oomScoreAdj": -900, "cwd": "/"}});
+        assert_eq!(take_oom_score(&mut spec), Some(-900));
+        assert_eq!(spec, json!({"process": {"cwd": "/"}}));
+        assert_eq!(take_oom_score(&mut spec), None);
+    }
+
+    #[test]
     fn the_hostname_needs_a_namespace() {
         let spec = adapted(json!({"hostname": "x"}), |_| {});
         assert!(spec.get("hostname").is_none());
@@ -267,6 +312,7 @@ mod tests {
             readonly_rootfs: false,
             tty: false,
             pid_namespace: &PidNamespace::Own,
+            user_namespace: None,
             cgroup: "vmruntime",
         };
         let error = adapt(&mut json!({"process": []}), &adaptation).unwrap_err();

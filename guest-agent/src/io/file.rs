@@ -5,9 +5,10 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
-use nix::unistd::{pipe2, read, write};
+use nix::unistd::{fchown, pipe2, read, write};
 use tokio::io::unix::AsyncFd;
 
+use crate::container::user_namespace::Owner;
 use crate::sys;
 
 /// One end of a pipe, or a terminal's master side. Reading and writing need only a shared reference, so that a
@@ -68,6 +69,18 @@ impl AsFd for AsyncFile {
 /// When there are too many open files.
 pub fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
     Ok(pipe2(OFlag::O_CLOEXEC)?)
+}
+
+/// A pipe that belongs to somebody, who may open it again, as `/dev/stdout` is; `None`: to the agent.
+///
+/// # Errors
+/// When there are too many open files.
+pub fn pipe_of(owner: Option<Owner>) -> io::Result<(OwnedFd, OwnedFd)> {
+    let (read_end, write_end) = pipe()?;
+    if let Some(Owner { uid, gid }) = owner {
+        fchown(&read_end, Some(uid), Some(gid))?; // Both ends are one file.
+    }
+    Ok((read_end, write_end))
 }
 
 #[cfg(test)]

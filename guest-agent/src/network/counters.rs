@@ -6,8 +6,10 @@ use std::path::Path;
 use crate::proto::NetworkStats;
 
 /// Counters of every interface that is a device: not the loopback, nor others that the kernel makes by itself.
-pub fn read() -> Vec<NetworkStats> {
-    read_below(Path::new("/sys/class/net"))
+///
+/// A sysfs shows the interfaces of the network namespace that it was mounted in.
+pub fn read(sysfs: &Path) -> Vec<NetworkStats> {
+    read_below(&sysfs.join("class/net"))
 }
 
 fn read_below(root: &Path) -> Vec<NetworkStats> {

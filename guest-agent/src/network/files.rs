@@ -3,10 +3,12 @@
 use std::fmt::Write;
 use std::fs;
 use std::net::IpAddr;
+use std::os::unix::fs::chown;
 use std::path::Path;
 
 use super::address::Cidr;
 use crate::config::Paths;
+use crate::container::user_namespace::Owner;
 use crate::error::{AgentError, Context, Result};
 use crate::proto;
 
@@ -24,6 +26,18 @@ pub fn write(paths: &Paths, hostname: &str, dns: &proto::Dns, interfaces: &[prot
     put(&paths.resolv_conf(), &resolv_conf(dns)?)?;
     put(&paths.hosts(), &hosts(hostname, &addresses))?;
     put(&paths.hostname(), &format!("{hostname}\n"))
+}
+
+/// Gives the files to somebody.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn give(paths: &Paths, owner: Owner) -> Result<()> {
+    for path in [paths.resolv_conf(), paths.hosts(), paths.hostname()] {
+        chown(&path, Some(owner.uid.as_raw()), Some(owner.gid.as_raw()))
+            .context(|| format!("chown {}", path.display()))?;
+    }
+    Ok(())
 }
 
 fn resolv_conf(dns: &proto::Dns) -> Result<String> {

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::net::IpAddr;
+use std::os::fd::{AsRawFd, BorrowedFd};
 
 use futures_util::StreamExt;
 use futures_util::TryStreamExt;
@@ -79,6 +80,16 @@ impl Netlink {
             self.set_name(index, &interface.name).await?;
         }
         Ok(())
+    }
+
+    /// Moves an interface into another network namespace, where it may get another index.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub async fn move_to(&self, interface: &Interface, index: u32, namespace: BorrowedFd<'_>) -> Result<()> {
+        let message = LinkUnspec::new_with_index(index).setns_by_fd(namespace.as_raw_fd()).build();
+        let moved = self.handle.link().set(message).execute().await;
+        moved.map_err(|error| failed(&format!("move {} into the pod's network", interface.name), error))
     }
 
     /// Sets MTU and addresses and brings the interface up.

@@ -3,10 +3,12 @@
 pub mod address;
 pub mod counters;
 pub mod files;
+pub mod home;
 pub mod link;
 pub mod sysctl;
 
 use std::collections::BTreeMap;
+use std::os::fd::AsFd;
 
 use crate::error::{AgentError, Context, Result};
 use crate::proto;
@@ -34,6 +36,23 @@ pub async fn configure(interfaces: &[proto::Interface], routes: &[proto::Route])
         let interface = interface_of(route, &interfaces)?;
         let on_link = route.gateway.is_some_and(|gateway| !reaches(interface, gateway));
         netlink.add_route(route, index_of(&indices, interface)?, on_link).await?;
+    }
+    Ok(())
+}
+
+/// Waits for the interfaces and moves them into another network namespace.
+///
+/// # Errors
+/// See `configure`.
+pub async fn hand_over(interfaces: &[proto::Interface], namespace: impl AsFd) -> Result<()> {
+    let interfaces = interfaces.iter().map(Interface::parse).collect::<Result<Vec<_>>>()?;
+    if interfaces.is_empty() {
+        return Ok(());
+    }
+    let mut netlink = Netlink::connect().context(|| "open a netlink socket")?;
+    let indices = netlink.wait_for(&interfaces).await?;
+    for interface in &interfaces {
+        netlink.move_to(interface, index_of(&indices, interface)?, namespace.as_fd()).await?;
     }
     Ok(())
 }

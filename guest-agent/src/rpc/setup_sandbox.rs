@@ -1,16 +1,20 @@
-use std::fs::OpenOptions;
+use std::fs::{self, OpenOptions};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
+use nix::mount::MsFlags;
 use nix::sys::time::TimeSpec;
 use nix::time::{ClockId, clock_settime};
 
 use crate::agent::Agent;
 use crate::clock::Phases;
-use crate::container::pod_init;
+use crate::container::pod_init::{self, PodNamespaces, User};
+use crate::container::user_namespace::Mapping;
 use crate::error::{AgentError, Context, Result};
-use crate::network::{self, files, sysctl};
+use crate::network::{self, files, home, sysctl};
 use crate::proto::{Phase, SetupSandboxRequest, SetupSandboxResponse};
 use crate::sandbox::Progress;
+use crate::storage::mounter::Mount;
 use crate::storage::scratch;
 use crate::{sys, validate};
 
@@ -33,18 +37,22 @@ pub async fn call(agent: Arc<Agent>, request: SetupSandboxRequest) -> Result<Set
         set_machine(&request)?;
         phases.mark("machine");
     }
+    let namespaces = match &progress.namespaces {
+        Some(made) => made.clone(),
+        None => progress.namespaces.insert(namespaces(&agent, &request).await?).clone(),
+    };
+    phases.mark("namespaces");
     let (storage, network) =
         tokio::join!(storage(&agent, &request, &mut progress), network(&agent, &request));
     phases.extend(storage?);
     phases.extend(network?);
     // After the interfaces are there, since each has parameters of its own.
-    sysctl::apply(&request.sysctls)?;
+    sysctl::apply(&request.sysctls, namespaces.user())?;
     phases.mark("sysctls");
-    if request.shared_pid_namespace && progress.pod_init.is_none() {
-        progress.pod_init = Some(pod_init::start(&agent.reaper).await?);
-        phases.mark("pid_namespace");
+    if let Some(user) = namespaces.user() {
+        files::give(&agent.config.paths, user.root()?)?;
     }
-    agent.sandbox.set_ready(&request.sandbox_id, progress.pod_init);
+    agent.sandbox.set_ready(&request.sandbox_id, namespaces);
     Ok(SetupSandboxResponse { phases: phases.into_vec() })
 }
 
@@ -67,6 +75,36 @@ fn set_machine(request: &SetupSandboxRequest) -> Result<()> {
             .context(|| format!("set the hostname {:?}", request.hostname))?;
     }
     Ok(())
+}
+
+/// Makes the namespaces that containers share, and takes the agent into those a user namespace owns.
+async fn namespaces(agent: &Agent, request: &SetupSandboxRequest) -> Result<Arc<PodNamespaces>> {
+    let pid = request.shared_pid_namespace;
+    let user = match &request.user_namespace {
+        None if !pid => return Ok(Arc::default()),
+        None => User::Agents,
+        Some(wanted) if agent.in_vm() => User::New(Mapping::parse(wanted)?),
+        Some(wanted) => User::OfNetwork(Mapping::parse(wanted)?),
+    };
+    let made = pod_init::start(&agent.reaper, pid, user).await?;
+    if let Some(owned) = &made.user {
+        owned.join()?;
+        if agent.in_vm() {
+            enter_network(agent, request, &owned.network).await?;
+        }
+    }
+    Ok(Arc::new(made))
+}
+
+async fn enter_network(agent: &Agent, request: &SetupSandboxRequest, namespace: &OwnedFd) -> Result<()> {
+    network::hand_over(&request.interfaces, namespace).await?;
+    home::leave(namespace.try_clone().context(|| "keep the pod's network namespace")?)
+        .context(|| "join the pod's network namespace")?;
+    sys::bring_up_loopback().context(|| "bring up lo")?;
+    let target = agent.config.paths.sysfs();
+    fs::create_dir_all(&target).context(|| format!("create {}", target.display()))?;
+    let flags = MsFlags::MS_RDONLY | MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    agent.mounter.mount(Mount { source: "sysfs", target: &target, kind: "sysfs", flags, options: "" })
 }
 
 async fn storage(

@@ -24,7 +24,7 @@ pub async fn call(agent: &Agent, request: &StatsRequest) -> Result<StatsResponse
         containers,
         guest_memory_total_bytes,
         guest_memory_available_bytes,
-        network: counters::read(),
+        network: counters::read(&agent.sysfs()),
         scratch_total_bytes,
         scratch_used_bytes,
     })

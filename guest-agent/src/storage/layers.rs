@@ -1,6 +1,7 @@
 //! Read-only image layers, shared by the containers that use them.
 
 use std::collections::{BTreeMap, HashMap};
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -9,6 +10,7 @@ use nix::mount::MsFlags;
 
 use super::disk::{Disk, Disks};
 use super::mounter::{Mount, Mounter};
+use crate::container::user_namespace::UserNamespace;
 use crate::error::{Context, Result};
 
 pub struct LayerStore {
@@ -37,17 +39,22 @@ impl LayerStore {
     }
 
     /// Mounts the layers that are not mounted yet and counts one user more for each; the answer has the mount points in the
-    /// order of the serials. Nothing stays counted when one fails.
+    /// order of the serials. Nothing stays counted when one fails. With a user namespace, which is the same for all of a
+    /// pod's containers, the files belong to its ids.
     ///
     /// # Errors
     /// `DeadlineExceeded` for a disk that does not appear, `Internal` for one that cannot be mounted.
-    pub async fn acquire(&self, serials: &[String]) -> Result<Vec<PathBuf>> {
+    pub async fn acquire(
+        &self,
+        serials: &[String],
+        namespace: Option<&UserNamespace>,
+    ) -> Result<Vec<PathBuf>> {
         // Counted before anything is awaited: a layer someone waits for must not be released meanwhile.
         self.count(serials);
         let present = self.disks.all();
         let mut paths = Vec::with_capacity(serials.len());
         for serial in serials {
-            match self.mounted(serial, &present).await {
+            match self.mounted(serial, &present, namespace).await {
                 Ok(path) => paths.push(path),
                 Err(error) => {
                     self.release(serials).await;
@@ -98,7 +105,12 @@ impl LayerStore {
         unused
     }
 
-    async fn mounted(&self, serial: &str, present: &HashMap<String, Disk>) -> Result<PathBuf> {
+    async fn mounted(
+        &self,
+        serial: &str,
+        present: &HashMap<String, Disk>,
+        namespace: Option<&UserNamespace>,
+    ) -> Result<PathBuf> {
         if let Some(mounted) = self.lock().get(serial).and_then(|layer| layer.mounted.as_ref()) {
             return Ok(self.path(mounted.number));
         }
@@ -107,10 +119,10 @@ impl LayerStore {
             None => self.disks.wait(serial).await?,
         };
         disk.ready().await?;
-        self.mount(serial, disk)
+        self.mount(serial, disk, namespace)
     }
 
-    fn mount(&self, serial: &str, disk: Disk) -> Result<PathBuf> {
+    fn mount(&self, serial: &str, disk: Disk, namespace: Option<&UserNamespace>) -> Result<PathBuf> {
         let mut layers = self.lock();
         if let Some(mounted) = layers.get(serial).and_then(|layer| layer.mounted.as_ref()) {
             return Ok(self.path(mounted.number)); // Another container was faster.
@@ -125,6 +137,12 @@ impl LayerStore {
             flags: MsFlags::MS_RDONLY | MsFlags::MS_NODEV | MsFlags::MS_NOATIME,
             options: "",
         })?;
+        if let Some(namespace) = namespace
+            && let Err(error) = self.mounter.map_ids(&path, namespace.as_fd())
+        {
+            let _ = self.mounter.unmount(&path);
+            return Err(error);
+        }
         if let Some(layer) = layers.get_mut(serial) {
             layer.mounted = Some(Mounted { number, disk });
         }
@@ -207,8 +225,8 @@ mod tests {
     #[tokio::test]
     async fn a_shared_layer_is_mounted_once_and_stays_while_used() {
         let fixture = Fixture::new(&["base", "app"], RecordingMounter::default());
-        let first = fixture.store.acquire(&names(&["base"])).await.unwrap();
-        let both = fixture.store.acquire(&names(&["base", "app"])).await.unwrap();
+        let first = fixture.store.acquire(&names(&["base"]), None).await.unwrap();
+        let both = fixture.store.acquire(&names(&["base", "app"]), None).await.unwrap();
         assert_eq!(first[0], both[0]);
         assert_ne!(both[0], both[1]);
         assert_eq!(fixture.verbs(), ["mount", "mount"]);
@@ -221,7 +239,7 @@ mod tests {
     async fn a_layer_that_cannot_be_mounted_is_not_counted() {
         let refusing = RecordingMounter { refuse: Some("/l/1"), ..RecordingMounter::default() };
         let fixture = Fixture::new(&["base", "app"], refusing);
-        assert!(fixture.store.acquire(&names(&["base", "app"])).await.is_err());
+        assert!(fixture.store.acquire(&names(&["base", "app"]), None).await.is_err());
         assert!(fixture.store.lock().is_empty());
         assert_eq!(fixture.verbs(), ["mount", "mount", "unmount"]);
     }

@@ -1,10 +1,12 @@
 //! Mounting, behind a trait so that what is mounted where can be tested without being root.
 
+use std::os::fd::BorrowedFd;
 use std::path::Path;
 
 use nix::mount::{MntFlags, MsFlags};
 
 use crate::error::{Context, Result};
+use crate::sys;
 
 /// One call of mount(2).
 #[derive(Debug, Clone, Copy)]
@@ -24,6 +26,12 @@ pub trait Mounter: Send + Sync {
     /// # Errors
     /// When the target is in use or not a mount point.
     fn unmount(&self, target: &Path) -> Result<()>;
+
+    /// Gives the files of a mount to the ids that a user namespace maps theirs to.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    fn map_ids(&self, target: &Path, namespace: BorrowedFd<'_>) -> Result<()>;
 }
 
 /// The kernel's.
@@ -39,6 +47,11 @@ impl Mounter for SystemMounter {
     fn unmount(&self, target: &Path) -> Result<()> {
         nix::mount::umount2(target, MntFlags::UMOUNT_NOFOLLOW)
             .context(|| format!("unmount {}", target.display()))
+    }
+
+    fn map_ids(&self, target: &Path, namespace: BorrowedFd<'_>) -> Result<()> {
+        sys::map_ids(target, namespace)
+            .context(|| format!("map {} into the pod's user namespace", target.display()))
     }
 }
 
@@ -76,6 +89,10 @@ pub mod fake {
 
         fn unmount(&self, target: &Path) -> Result<()> {
             self.record(format!("unmount {}", target.display()))
+        }
+
+        fn map_ids(&self, target: &Path, _: BorrowedFd<'_>) -> Result<()> {
+            self.record(format!("map {}", target.display()))
         }
     }
 }

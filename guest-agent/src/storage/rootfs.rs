@@ -1,6 +1,7 @@
 //! A container's root file system: its image's layers below, a directory of the writable disk on top.
 
 use std::fs;
+use std::os::unix::fs::chown;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -8,17 +9,24 @@ use nix::mount::MsFlags;
 
 use super::mounter::{Mount, Mounter};
 use crate::config::Paths;
+use crate::container::user_namespace::Owner;
 use crate::error::{AgentError, Context, Result};
 
 /// mount(2) takes one page of options, the ending zero byte included.
 const OPTIONS_LIMIT: usize = 4095;
 
-/// Stacks layers, given lowest first, and mounts the result.
+/// Stacks layers, given lowest first, and mounts the result; its root belongs to `owner`, if that is somebody else.
 ///
 /// # Errors
 /// `InvalidArgument` when there are more layers than the kernel's options can name, `ResourceExhausted` when the writable
 /// disk is full.
-pub fn assemble(paths: &Paths, id: &str, layers: &[PathBuf], mounter: &dyn Mounter) -> Result<()> {
+pub fn assemble(
+    paths: &Paths,
+    id: &str,
+    layers: &[PathBuf],
+    owner: Option<Owner>,
+    mounter: &dyn Mounter,
+) -> Result<()> {
     let writable = paths.writable(id);
     let directory = |name: &str| -> Result<PathBuf> {
         let path = writable.join(name);
@@ -26,6 +34,10 @@ pub fn assemble(paths: &Paths, id: &str, layers: &[PathBuf], mounter: &dyn Mount
         Ok(path)
     };
     let upper = directory("upper")?;
+    if let Some(Owner { uid, gid }) = owner {
+        chown(&upper, Some(uid.as_raw()), Some(gid.as_raw()))
+            .context(|| format!("chown {}", upper.display()))?;
+    }
     let work = directory("work")?;
     // An image without layers is an empty one.
     let layers = if layers.is_empty() { vec![directory("empty")?] } else { layers.to_vec() };
@@ -115,7 +127,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let paths = Paths::new(directory.path(), "crun");
         let mounter = RecordingMounter::default();
-        assemble(&paths, "c1", &[], &mounter).unwrap();
+        assemble(&paths, "c1", &[], None, &mounter).unwrap();
         assert!(paths.rootfs("c1").is_dir() && paths.writable("c1").join("upper").is_dir());
         take_apart(&paths, "c1", &mounter);
         assert!(!paths.bundle("c1").exists() && !paths.writable("c1").exists());

@@ -8,6 +8,7 @@ use nix::sys::socket::{
 };
 use tokio::io::unix::AsyncFd;
 
+use crate::network::home;
 use crate::sys;
 
 /// The kernel's own multicast group; group 2 is udev's.
@@ -16,12 +17,15 @@ const KERNEL_GROUP: u32 = 1;
 pub struct Uevents(AsyncFd<OwnedFd>);
 
 impl Uevents {
+    /// Network namespaces of a user namespace hear nothing of devices, so it listens at home.
+    ///
     /// # Errors
     /// When the kernel has no such socket.
     pub fn listen() -> io::Result<Self> {
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+        let protocol = SockProtocol::NetlinkKObjectUEvent;
         let socket =
-            socket(AddressFamily::Netlink, SockType::Datagram, flags, SockProtocol::NetlinkKObjectUEvent)?;
+            home::at_home(|| Ok(socket(AddressFamily::Netlink, SockType::Datagram, flags, protocol)?))?;
         bind(socket.as_raw_fd(), &NetlinkAddr::new(0, KERNEL_GROUP))?;
         Ok(Self(sys::pollable(socket)?))
     }
