@@ -23,6 +23,8 @@ from vmruntime.network import conf as network_conf
 
 START_SECONDS = 60.0
 GUEST = os.environ.get("VMRUNTIME_GUEST", "/var/lib/vmruntime/guest")
+AGENT = os.environ.get("VMRUNTIME_AGENT", "")
+"""The agent of host pods; empty: the installed one."""
 
 
 class Daemon:
@@ -60,6 +62,7 @@ class Daemon:
             "run": str(self.run),
             "cgroup_parent": f"/{name}",
             "guest": {"directory": GUEST},
+            "host": {"agent": AGENT},
             "log": {"level": "debug"},
         }
         if not built_in_network:

@@ -212,7 +212,8 @@ def files(footprint: Footprint) -> Iterator[str]:
         for row in _rows(footprint.root / "vmruntime.db", "SELECT diff_id FROM layers")
     }
     for top in (footprint.root, footprint.run):
-        for path in top.rglob("*"):
+        # Unlike rglob(), walk() passes over a directory that goes meanwhile.
+        for path in (Path(at, one) for at, below, inside in os.walk(top) for one in (*below, *inside)):
             name = f"{'root' if top == footprint.root else 'run'}/{path.relative_to(top)}"
             own_directory = len(path.relative_to(top).parts) == 1 and not path.name.startswith(".")
             if own_directory and path.is_dir() and not path.is_symlink():

@@ -22,6 +22,7 @@ from vmruntime.agent.streams import AttachStream, ExecStream, PortStream
 from vmruntime.generated import agent_pb2, agent_pb2_grpc
 from vmruntime.model.container import ContainerUser
 from vmruntime.model.output import OutputRecord
+from vmruntime.model.sandbox import UserNamespace
 from vmruntime.model.stats import ContainerUsage, GuestUsage
 from vmruntime.model.streams import AttachSpec, ExecSpec
 
@@ -58,6 +59,7 @@ class AgentClient:
             sandbox_id=checks.text(answer.sandbox_id, "the sandbox id", 128),
             uptime_us=answer.uptime_us,
             started_us=answer.agent_started_us,
+            user_namespaces=answer.user_namespaces,
         )
 
     async def setup(self, setup: GuestSetup) -> None:
@@ -80,6 +82,7 @@ class AgentClient:
             scratch_serial=setup.scratch_serial,
             shared_pid_namespace=setup.shared_pid_namespace,
             host_ipc=setup.host_ipc,
+            user_namespace=_user_namespace(setup.user),
         )
         await call(self._stub.SetupSandbox(request, timeout=CALL_TIMEOUT))
 
@@ -296,6 +299,16 @@ class Ports:
             yield connection
         finally:
             stream.cancel()
+
+
+def _user_namespace(user: UserNamespace | None) -> agent_pb2.UserNamespace | None:
+    if user is None:
+        return None
+    uids, gids = (
+        [agent_pb2.IdMapping(container_id=one.container_id, host_id=one.host_id, length=one.length)]
+        for one in (user.uids, user.gids)
+    )
+    return agent_pb2.UserNamespace(uids=uids, gids=gids)
 
 
 def _layer(name: str) -> agent_pb2.Layer:

@@ -52,6 +52,7 @@ class FakeAgent:
                 sandbox_id=setup.sandbox_id if setup else "",
                 uptime_us=300_000,
                 started_us=200_000,
+                user_namespaces=True,
             )
 
         return await self._call("hello", work)

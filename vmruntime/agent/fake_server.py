@@ -30,7 +30,7 @@ from vmruntime.agent.interface import (
 )
 from vmruntime.aio.tasks import TaskScope
 from vmruntime.generated import agent_pb2, agent_pb2_grpc
-from vmruntime.model.sandbox import Dns, NetworkInterface, NetworkRoute
+from vmruntime.model.sandbox import Dns, IdMapping, NetworkInterface, NetworkRoute, UserNamespace
 from vmruntime.model.streams import AttachSpec, ExecSpec, OutputChunk, TerminalSize
 
 STOP_SECONDS = 0.0
@@ -117,6 +117,7 @@ class _Servicer(agent_pb2_grpc.AgentServicer):
                 sandbox_id=hello.sandbox_id,
                 uptime_us=hello.uptime_us,
                 agent_started_us=hello.started_us,
+                user_namespaces=hello.user_namespaces,
             )
             return self._faults.answer("rpc.Hello", answer)
 
@@ -343,7 +344,19 @@ def _setup(request: Any) -> GuestSetup:
         sysctls=dict(request.sysctls),
         scratch_serial=request.scratch_serial,
         shared_pid_namespace=request.shared_pid_namespace,
+        host_ipc=request.host_ipc,
+        user=_user_namespace(request),
     )
+
+
+def _user_namespace(request: Any) -> UserNamespace | None:
+    if not request.HasField("user_namespace"):
+        return None
+    uids, gids = (
+        IdMapping(container_id=one.container_id, host_id=one.host_id, length=one.length)
+        for one in (*request.user_namespace.uids, *request.user_namespace.gids)
+    )
+    return UserNamespace(uids=uids, gids=gids)
 
 
 def _container(request: Any) -> GuestContainer:

@@ -11,7 +11,7 @@ import msgspec
 
 from vmruntime.model.container import ContainerUser
 from vmruntime.model.output import OutputRecord
-from vmruntime.model.sandbox import Dns, NetworkInterface, NetworkRoute
+from vmruntime.model.sandbox import Dns, NetworkInterface, NetworkRoute, UserNamespace
 from vmruntime.model.stats import GuestUsage
 from vmruntime.model.streams import AttachSpec, ExecEnd, ExecSpec, OutputChunk, TerminalSize
 
@@ -28,6 +28,7 @@ class AgentHello(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         sandbox_id: Empty until set-up.
         uptime_us, started_us: Microseconds since the guest's kernel started: now, and when the agent began.
+        user_namespaces: Whether the guest can give containers a user namespace.
     """
 
     version: str
@@ -35,10 +36,15 @@ class AgentHello(msgspec.Struct, frozen=True, kw_only=True):
     sandbox_id: str
     uptime_us: int
     started_us: int
+    user_namespaces: bool = False
 
 
 class GuestSetup(msgspec.Struct, frozen=True, kw_only=True):
-    """What makes a booted guest one pod's sandbox."""
+    """What makes a booted guest one pod's sandbox.
+
+    Attributes:
+        user: The containers' user namespace; on a host the one that owns the pod's network. None: the agent's.
+    """
 
     sandbox_id: str
     hostname: str
@@ -51,6 +57,7 @@ class GuestSetup(msgspec.Struct, frozen=True, kw_only=True):
     scratch_serial: str
     shared_pid_namespace: bool
     host_ipc: bool = False
+    user: UserNamespace | None = None
 
 
 class PidMode(enum.Enum):

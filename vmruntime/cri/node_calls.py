@@ -60,7 +60,12 @@ class NodeCalls(RuntimeServiceServicer):
             runtime_handlers=[
                 cri.RuntimeHandler(
                     name=name,
-                    features=cri.RuntimeHandlerFeatures(recursive_read_only_mounts=True, user_namespaces=False),
+                    features=cri.RuntimeHandlerFeatures(
+                        recursive_read_only_mounts=True,
+                        user_namespaces=self._conditions.user_namespaces(
+                            SandboxKind(name) if name else self._default_kind
+                        ),
+                    ),
                 )
                 for name in handlers
             ],

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 from vmruntime.model.image import Image, ImageUse, Pruned, RegistryAuth
+from vmruntime.model.sandbox import SandboxKind
 from vmruntime.model.streams import AttachSpec, ExecSpec, PortForwardSpec
 
 
@@ -75,6 +76,9 @@ class Conditions(Protocol):
 
     async def network_ready(self) -> tuple[bool, str, str]:
         """Return whether pods can get an address, a CamelCase reason and a message; both empty when ready."""
+
+    def user_namespaces(self, kind: SandboxKind) -> bool:
+        """Return whether pods of a kind can have user namespaces."""
 
     def info(self) -> dict[str, str]:
         """Return facts for `crictl info`, each value JSON."""

@@ -7,7 +7,7 @@ import enum
 import msgspec
 
 from vmruntime.model.resources import LinuxResources
-from vmruntime.model.sandbox import Namespaces
+from vmruntime.model.sandbox import Namespaces, UserNamespace
 
 
 class ContainerState(enum.Enum):
@@ -29,7 +29,11 @@ class ContainerMetadata(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Mount(msgspec.Struct, frozen=True, kw_only=True):
-    """One CRI mount. `propagation` is private, rslave or rshared; `image` is an image volume's reference."""
+    """One CRI mount. `propagation` is private, rslave or rshared; `image` is an image volume's reference.
+
+    Attributes:
+        ids: Files of id N here are the container's of `ids`' outside of N; None: they keep their owners.
+    """
 
     container_path: str
     host_path: str = ""
@@ -39,7 +43,7 @@ class Mount(msgspec.Struct, frozen=True, kw_only=True):
     image: str = ""
     image_sub_path: str = ""
     options: list[str] = []
-    id_mapped: bool = False
+    ids: UserNamespace | None = None
 
 
 class Device(msgspec.Struct, frozen=True, kw_only=True):

@@ -38,14 +38,44 @@ class NamespaceMode(enum.Enum):
     TARGET = 3
 
 
+class IdMapping(msgspec.Struct, frozen=True, kw_only=True):
+    """CRI's IDMapping: ids from `container_id` on inside are ids from `host_id` on outside, `length` of them."""
+
+    container_id: int
+    host_id: int
+    length: int
+
+    def outside(self, inside: int) -> int | None:
+        """Return an id as it is outside; None: it is not mapped."""
+        offset = inside - self.container_id
+        return self.host_id + offset if 0 <= offset < self.length else None
+
+    def __str__(self) -> str:
+        return f"{self.container_id} {self.host_id} {self.length}"
+
+
+class UserNamespace(msgspec.Struct, frozen=True, kw_only=True):
+    """Which ids the processes of a pod, or the files of a mount, have, and what these are outside."""
+
+    uids: IdMapping
+    gids: IdMapping
+
+    def __str__(self) -> str:
+        return f"uids {self.uids}, gids {self.gids}"
+
+
 class Namespaces(msgspec.Struct, frozen=True, kw_only=True):
-    """CRI's NamespaceOption."""
+    """CRI's NamespaceOption.
+
+    Attributes:
+        user_namespace: The pod's; None: the node's, or the guest's.
+    """
 
     network: NamespaceMode = NamespaceMode.POD
     pid: NamespaceMode = NamespaceMode.POD
     ipc: NamespaceMode = NamespaceMode.POD
     target_id: str = ""
-    user: NamespaceMode = NamespaceMode.NODE
+    user_namespace: UserNamespace | None = None
 
 
 class SandboxMetadata(msgspec.Struct, frozen=True, kw_only=True):

@@ -10,6 +10,8 @@ from typing import TypeVar
 
 from vmruntime.aio.pipeline import in_thread
 from vmruntime.aio.process import last_lines, run
+from vmruntime.aio.userns import user_namespace
+from vmruntime.model.sandbox import UserNamespace
 from vmruntime.network.errors import NetworkError
 
 T = TypeVar("T")
@@ -18,12 +20,26 @@ CLONE_NEWNET = 0x40000000  # sched.h
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-async def create(path: Path) -> None:
-    """Make a namespace with its loopback interface up; path.parent is the directory ip-netns(8) uses."""
-    done = await run(["ip", "netns", "add", path.name])
+async def create(path: Path, owner: UserNamespace | None = None) -> None:
+    """Make a namespace with its loopback interface up; path.parent is the directory ip-netns(8) uses.
+
+    Args:
+        path: Where it is to be.
+        owner: A new user namespace with these ids owns it, and lives as long; None: the host's does.
+    """
+    if owner is None:
+        await _ip(path, "add", path.name)
+    else:
+        uids, gids = ((one.container_id, one.host_id, one.length) for one in (owner.uids, owner.gids))
+        async with user_namespace(uids, gids, network=True) as pid:
+            await _ip(path, "attach", path.name, str(pid))
+    (await run(["ip", "-n", path.name, "link", "set", "lo", "up"])).check()
+
+
+async def _ip(path: Path, *arguments: str) -> None:
+    done = await run(["ip", "netns", *arguments])
     if done.returncode != 0:
         raise NetworkError(f"the network namespace {path} cannot be made: {last_lines(done.stderr)}")
-    (await run(["ip", "-n", path.name, "link", "set", "lo", "up"])).check()
 
 
 async def remove(path: Path) -> None:

@@ -9,7 +9,7 @@ import structlog
 from vmruntime.aio.pipeline import in_thread
 from vmruntime.config.settings import NetworkSettings
 from vmruntime.errors import VmruntimeError
-from vmruntime.model.sandbox import NetworkInterface, PodNetwork, Sandbox, SandboxKind
+from vmruntime.model.sandbox import NetworkInterface, PodNetwork, Sandbox, SandboxKind, UserNamespace
 from vmruntime.network import conf as configuration
 from vmruntime.network import netns
 from vmruntime.network.attachments import Attachment, Attachments
@@ -70,7 +70,7 @@ class NetworkService:
         taps: list[TapHandle] = []
         try:
             await self._attachments.save(attachment)  # first, so that DEL can always be run
-            await netns.create(namespace)
+            await netns.create(namespace, _owner(sandbox))
             async with turn(self._attachments.lock(sandbox.id), self._settings.plugin_timeout) as lock:
                 result = await self._cni.add(attachment, lock)
             await self._attachments.save(attachment)
@@ -146,3 +146,8 @@ class NetworkService:
                 remedy="install containernetworking-plugins, or set network.bin_dirs",
             )
         return conf
+
+
+def _owner(sandbox: Sandbox) -> UserNamespace | None:
+    """Return whose the namespace is: in a VM containers have the guest's network, which is another."""
+    return sandbox.spec.namespaces.user_namespace if sandbox.spec.kind is SandboxKind.HOST else None

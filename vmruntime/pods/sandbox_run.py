@@ -12,7 +12,7 @@ import structlog
 
 from vmruntime.agent.interface import GuestSetup
 from vmruntime.aio.tasks import TaskScope
-from vmruntime.errors import AlreadyExists, VmruntimeError
+from vmruntime.errors import AlreadyExists, FailedPrecondition, VmruntimeError
 from vmruntime.metrics.instruments import observe_start
 from vmruntime.model.ledger import Resource, ResourceKind
 from vmruntime.model.sandbox import Dns, NamespaceMode, PodNetwork, Sandbox, SandboxKind, SandboxSpec, SandboxState
@@ -88,6 +88,7 @@ async def _start(context: Context, sandbox: Sandbox, began: float) -> None:
         finally:
             for tap in taps:
                 tap.close()
+        _check_user_namespace(sandbox, running)
         await running.agent.setup(guest_setup(context, sandbox, network, running))
     now = time.monotonic()
     phases = running.phases | {"setup": (now - before_setup) * 1000, "total": (now - began) * 1000}
@@ -97,6 +98,15 @@ async def _start(context: Context, sandbox: Sandbox, began: float) -> None:
     watch(context, sandbox.id, live)
     observe_start(phases)
     log.info("sandbox ready", sandbox=sandbox.id, pod=sandbox.spec.metadata.name, milliseconds=round(phases["total"]))
+
+
+def _check_user_namespace(sandbox: Sandbox, running: RunningSandbox) -> None:
+    if sandbox.spec.namespaces.user_namespace is not None and not running.hello.user_namespaces:
+        raise FailedPrecondition(
+            "config.linux.security_context.namespace_options.userns_options.mode: POD, but the kernel"
+            f" {running.hello.kernel}, on which the pod's containers run, cannot give them a user namespace",
+            remedy="build the guest anew (make guest); host pods need Linux 5.19 and user.max_user_namespaces above 0",
+        )
 
 
 async def _network_beside_vm(context: Context, sandbox: Sandbox) -> tuple[PodNetwork, list[Tap], RunningSandbox]:
@@ -177,6 +187,7 @@ def guest_setup(context: Context, sandbox: Sandbox, network: PodNetwork, running
         scratch_serial=running.scratch_serial,
         shared_pid_namespace=spec.namespaces.pid is NamespaceMode.POD,
         host_ipc=spec.namespaces.ipc is NamespaceMode.NODE,
+        user=spec.namespaces.user_namespace,
     )
 
 

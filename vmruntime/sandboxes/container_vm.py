@@ -320,7 +320,7 @@ class ContainerVmBackend:
 
     def _volumes(self, vm: VirtualMachine, sandbox: Sandbox) -> VmVolumes:
         root, program = self._paths.share(sandbox.id), self._settings.volumes.virtiofsd
-        return VmVolumes(sandbox.id, vm, self._owned, root, program, self._recorder(sandbox))
+        return VmVolumes(sandbox, vm, self._owned, root, program, self._recorder(sandbox))
 
     async def _wait_for_agent(self, vm: VirtualMachine, answering: Awaitable[None], timeout: float) -> None:
         ended = asyncio.ensure_future(vm.wait())

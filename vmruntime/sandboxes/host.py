@@ -20,8 +20,9 @@ from vmruntime.agent.errors import AgentError, AgentGone
 from vmruntime.agent.interface import AgentHello, GuestDevice
 from vmruntime.aio.detached import DetachedProcess, ProcessIdentity
 from vmruntime.aio.process import last_lines, run
+from vmruntime.aio.userns import owner_of
 from vmruntime.config.settings import Settings
-from vmruntime.errors import FailedPrecondition
+from vmruntime.errors import FailedPrecondition, Unimplemented
 from vmruntime.hypervisor.errors import BootFailed, VmGone
 from vmruntime.model.container import Device, Mount
 from vmruntime.model.ledger import Resource, ResourceKind
@@ -33,9 +34,9 @@ from vmruntime.sandboxes.cgroup import UNIFIED, cgroup_path, is_hybrid
 from vmruntime.sandboxes.host_programs import HostPrograms
 from vmruntime.sandboxes.interface import LayerDisk, Published, VolumeSource
 from vmruntime.sandboxes.ledger import OwnedResources, process_identity
-from vmruntime.volumes.mounting import Flag, mount
-from vmruntime.volumes.share import open_share
-from vmruntime.volumes.survey import host_path
+from vmruntime.volumes.mounting import Flag, detach, map_ids, mount
+from vmruntime.volumes.share import open_share, publish, withdraw
+from vmruntime.volumes.survey import SharedVolume, host_path, shared_volume
 
 log = structlog.get_logger(__name__)
 
@@ -53,11 +54,15 @@ exec unshare --mount --propagation=unchanged -- /bin/sh -c '
 class HostSandbox:
     """A running agent on the host; implements sandboxes.interface.RunningSandbox."""
 
-    def __init__(self, process: DetachedProcess, agent: AgentClient, hello: AgentHello, root: Path) -> None:
+    def __init__(
+        self, process: DetachedProcess, agent: AgentClient, hello: AgentHello, root: Path, sandbox: Sandbox
+    ) -> None:
         self._process = process
         self._agent = agent
         self._hello = hello
         self._layers = root / "layers"
+        self._volumes = root / "volumes"
+        self._network = _owned_network(sandbox)
         self._mounting = asyncio.Lock()
         self._phases: dict[str, float] = {}
 
@@ -94,17 +99,21 @@ class HostSandbox:
             for layer in layers:
                 target = self._layers / layer.serial
                 if not target.is_mount():
-                    await _mount_layer(layer.path, target)
+                    await _mount_layer(layer.path, target, self._network)
 
     async def release_layers(self, serials: Sequence[str]) -> None:
         """Do nothing: layers stay until the pod ends."""
 
     async def publish_volumes(self, container_id: str, mounts: Sequence[Mount]) -> Published:
-        """Return the host's paths; a missing one is made a directory."""
-        return await asyncio.to_thread(_published, list(mounts))
+        """Return the host's paths; a missing one is made a directory. What is to have other ids is bound once more."""
+        sources, mapped = await asyncio.to_thread(_sources, list(mounts), self._volumes / container_id)
+        if mapped:
+            await publish(self._volumes, container_id, mapped)
+        return Published(sources=sources)
 
     async def withdraw_volumes(self, container_id: str) -> None:
-        """Do nothing: the container's own mounts go with it."""
+        """Take away binds with other ids; the container's own mounts go with it."""
+        await withdraw(self._volumes, container_id)
 
     async def attach_devices(self, devices: Sequence[Device]) -> list[GuestDevice]:
         """Return the host's devices."""
@@ -197,7 +206,7 @@ class HostBackend:
         await self._owned.directory(sandbox.id, directory, until_removed=True)
         await self._owned.directory(sandbox.id, disks)
         await self._owned.ledger.record(Resource(owner=sandbox.id, kind=ResourceKind.SHARE, key=str(root)))
-        await open_share(root)
+        await open_share(root, sandbox.spec.namespaces.user_namespace)
         await asyncio.to_thread(_make_state, root, disks)
         await self._owned.cgroup(sandbox.id, cgroup)
         # Version 2 wants no processes beside the containers' groups.
@@ -230,7 +239,7 @@ class HostBackend:
             await asyncio.sleep(POLL)
         agent = AgentClient(socket)
         try:
-            return HostSandbox(process, agent, await agent.hello(), self._paths.share(sandbox.id))
+            return HostSandbox(process, agent, await agent.hello(), self._paths.share(sandbox.id), sandbox)
         except BaseException as error:
             await agent.close()
             if isinstance(error, AgentGone):
@@ -264,6 +273,11 @@ def _make_state(root: Path, disks: Path) -> None:
     scratch.mkdir(mode=0o711, exist_ok=True)
     target.mkdir(mode=0o711, parents=True, exist_ok=True)
     (root / "layers").mkdir(exist_ok=True)
+    # Like the share itself: whoever may enter that may enter this.
+    volumes = root / "volumes"
+    volumes.mkdir(exist_ok=True)
+    os.chown(volumes, -1, root.stat().st_gid)
+    volumes.chmod(root.stat().st_mode & 0o777)
     try:
         mount(str(scratch), target, flags=Flag.BIND)
     except OSError as error:
@@ -281,7 +295,15 @@ def _cover_unified(programs: HostPrograms, disks: Path) -> str:
     return str(wrapper)
 
 
-async def _mount_layer(image: Path, target: Path) -> None:
+def _owned_network(sandbox: Sandbox) -> Path | None:
+    """Return the network namespace that the pod's user namespace owns; None: it has no user namespace of its own."""
+    if sandbox.spec.namespaces.user_namespace is None or sandbox.network is None:
+        return None
+    return Path(sandbox.network.netns)
+
+
+async def _mount_layer(image: Path, target: Path, network: Path | None) -> None:
+    """Mount a layer; its files belong to the ids of the user namespace that owns `network`, if there is one."""
     target.mkdir(exist_ok=True)
     done = await run(["mount", "-t", "erofs", "-o", "loop,ro,nodev", str(image), str(target)])
     if done.returncode != 0:
@@ -290,12 +312,41 @@ async def _mount_layer(image: Path, target: Path) -> None:
             f"the layer {image.name} cannot be mounted on the host: {last_lines(done.stderr)}",
             remedy="host pods need the kernel's erofs and loop modules (vmruntime doctor)",
         )
+    if network is None:
+        return
+    try:
+        await asyncio.to_thread(_map_layer, target, network)
+    except OSError as error:
+        await asyncio.to_thread(detach, target)
+        target.rmdir()
+        raise FailedPrecondition(
+            f"the layer {image.name} cannot be mapped into the pod's user namespace: {error.strerror}",
+            remedy="user namespaces on the host need Linux 5.19 or later",
+        ) from error
 
 
-def _published(mounts: list[Mount]) -> Published:
-    sources = []
+def _map_layer(target: Path, network: Path) -> None:
+    with owner_of(network) as ids:
+        map_ids(target, ids)
+
+
+def _sources(mounts: list[Mount], directory: Path) -> tuple[list[VolumeSource], list[SharedVolume]]:
+    """Return where each mount's files are; those that are to have other ids are in a directory by number."""
+    sources: list[VolumeSource] = []
+    mapped: list[SharedVolume] = []
     for number, one in enumerate(mounts):
-        if not one.image:
-            path = host_path(f"config.mounts[{number}].host_path", one.host_path)
-            sources.append(VolumeSource(mount=one, source=path, readonly=one.readonly, propagation=one.propagation))
-    return Published(sources=sources)
+        if one.image:
+            continue
+        field = f"config.mounts[{number}]"
+        path = host_path(f"{field}.host_path", one.host_path)
+        if one.ids is not None:
+            if one.propagation == "rshared":
+                raise Unimplemented(
+                    f"{field}.propagation: PROPAGATION_BIDIRECTIONAL for {one.container_path!r}, whose ids are mapped:"
+                    " mounts made in it cannot appear on the host",
+                    remedy="use HostToContainer, or leave out hostUsers: false",
+                )
+            mapped.append(shared_volume(field, one, path))
+            path = str(directory / str(len(mapped) - 1))
+        sources.append(VolumeSource(mount=one, source=path, readonly=one.readonly, propagation=one.propagation))
+    return sources, mapped

@@ -13,6 +13,7 @@ from vmruntime.aio.detached import DetachedProcess, ProcessIdentity
 from vmruntime.hypervisor.interface import VirtualMachine
 from vmruntime.model.container import Mount
 from vmruntime.model.ledger import Resource, ResourceKind
+from vmruntime.model.sandbox import Sandbox
 from vmruntime.sandboxes.interface import Published, VolumeSource
 from vmruntime.sandboxes.ledger import OwnedResources
 from vmruntime.volumes.share import close_share, open_share, publish, withdraw
@@ -29,19 +30,19 @@ class VmVolumes:
     """What one VM sees of the host's files."""
 
     def __init__(
-        self, sandbox_id: str, vm: VirtualMachine, owned: OwnedResources, root: Path, program: str, record: Recorder
+        self, sandbox: Sandbox, vm: VirtualMachine, owned: OwnedResources, root: Path, program: str, record: Recorder
     ) -> None:
         """Start with nothing.
 
         Args:
-            sandbox_id: The owner in the ledger.
+            sandbox: The owner in the ledger.
             vm: The VM that gets the share.
             owned: The ledger.
             root: The share's directory on the host.
             program: The setting volumes.virtiofsd.
             record: Told of virtiofsd before it runs.
         """
-        self._sandbox_id = sandbox_id
+        self._sandbox = sandbox
         self._vm = vm
         self._owned = owned
         self._root = root
@@ -73,9 +74,9 @@ class VmVolumes:
             if self._root.is_mount() and await self._vm.has_share():
                 return
             await self._owned.ledger.record(
-                Resource(owner=self._sandbox_id, kind=ResourceKind.SHARE, key=str(self._root))
+                Resource(owner=self._sandbox.id, kind=ResourceKind.SHARE, key=str(self._root))
             )
-            await open_share(self._root)
+            await open_share(self._root, self._sandbox.spec.namespaces.user_namespace)
             await self._attach()
 
     async def _attach(self) -> None:

@@ -39,6 +39,7 @@ _AT_EMPTY_PATH = 0x1000
 _OPEN_TREE_CLONE = 1
 _MOVE_MOUNT_F_EMPTY_PATH = 0x4
 _MOUNT_ATTR_RDONLY = 0x1
+_MOUNT_ATTR_IDMAP = 0x100000
 # The same numbers on every architecture (asm-generic/unistd.h, since Linux 5.2 and 5.12).
 _SYS_OPEN_TREE = 428
 _SYS_MOVE_MOUNT = 429
@@ -79,7 +80,19 @@ def detach(target: Path) -> None:
             raise OSError(number, os.strerror(number), str(target))
 
 
-def bind(source: str, target: Path, propagation: Flag, *, readonly: bool, recursive_readonly: bool) -> None:
+class NotMappable(OSError):
+    """Raised when the kernel refuses to map the ids of a file system."""
+
+
+def bind(
+    source: str,
+    target: Path,
+    propagation: Flag,
+    *,
+    readonly: bool = False,
+    recursive_readonly: bool = False,
+    ids: int = -1,
+) -> None:
     """Bind a path, with all that is mounted below it, to another one.
 
     The mount gets its properties while it is nowhere: a target below a shared mount passes it on to other namespaces
@@ -91,8 +104,11 @@ def bind(source: str, target: Path, propagation: Flag, *, readonly: bool, recurs
         propagation: Flag.PRIVATE, or Flag.SLAVE to receive later mounts from the source.
         readonly: The mount of the source itself cannot be written through.
         recursive_readonly: Nor can those below it.
+        ids: Descriptor of the user namespace to whose ids the files are to belong (those of the mounts below are left
+            alone); negative: they keep their owners.
 
     Raises:
+        NotMappable: Their ids cannot be mapped.
         OSError: ENOSYS where the kernel is older than 5.12.
     """
     clone = _syscall(_SYS_OPEN_TREE, _AT_FDCWD, source, _OPEN_TREE_CLONE | os.O_CLOEXEC | _AT_RECURSIVE)
@@ -100,6 +116,23 @@ def bind(source: str, target: Path, propagation: Flag, *, readonly: bool, recurs
         _set_attributes(clone, 0, int(propagation), recursive=True)
         if readonly:
             _set_attributes(clone, _MOUNT_ATTR_RDONLY, 0, recursive=recursive_readonly)
+        if ids >= 0:
+            _map_ids(clone, ids)
+        _syscall(_SYS_MOVE_MOUNT, clone, "", _AT_FDCWD, str(target), _MOVE_MOUNT_F_EMPTY_PATH)
+    finally:
+        os.close(clone)
+
+
+def map_ids(target: Path, ids: int) -> None:
+    """Replace a mount by one whose files belong to a user namespace's ids; see bind().
+
+    Raises:
+        NotMappable: Their ids cannot be mapped; the mount is as it was.
+    """
+    clone = _syscall(_SYS_OPEN_TREE, _AT_FDCWD, str(target), _OPEN_TREE_CLONE | os.O_CLOEXEC)
+    try:
+        _map_ids(clone, ids)
+        detach(target)
         _syscall(_SYS_MOVE_MOUNT, clone, "", _AT_FDCWD, str(target), _MOVE_MOUNT_F_EMPTY_PATH)
     finally:
         os.close(clone)
@@ -133,9 +166,16 @@ def is_below(path: str, parent: str) -> bool:
     return path.startswith(parent.rstrip("/") + "/") and path != parent
 
 
-def _set_attributes(tree: int, attributes: int, propagation: int, *, recursive: bool) -> None:
+def _map_ids(tree: int, ids: int) -> None:
+    try:
+        _set_attributes(tree, _MOUNT_ATTR_IDMAP, 0, recursive=False, ids=ids)
+    except OSError as error:
+        raise NotMappable(error.errno, error.strerror) from error
+
+
+def _set_attributes(tree: int, attributes: int, propagation: int, *, recursive: bool, ids: int = 0) -> None:
     """Call mount_setattr(2) on a detached tree; its structure is attr_set, attr_clr, propagation, userns_fd."""
-    wanted = struct.pack("=QQQQ", attributes, 0, propagation, 0)
+    wanted = struct.pack("=QQQQ", attributes, 0, propagation, ids)
     flags = _AT_EMPTY_PATH | (_AT_RECURSIVE if recursive else 0)
     _syscall(_SYS_MOUNT_SETATTR, tree, "", flags, wanted, len(wanted))
 

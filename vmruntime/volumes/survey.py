@@ -12,24 +12,30 @@ import msgspec
 
 from vmruntime.errors import FailedPrecondition, InvalidArgument, Unimplemented
 from vmruntime.model.container import Mount
+from vmruntime.model.sandbox import IdMapping
 from vmruntime.volumes.mounting import MountEntry, is_below, mounts
 
 # kubelet's directory of emptyDir volumes, pkg/volume/emptydir; with medium Memory it mounts a tmpfs there.
 EMPTY_DIR = "kubernetes.io~empty-dir"
+NOBODY = 65534  # /proc/sys/kernel/overflowuid
 
 
 class SharedVolume(msgspec.Struct, frozen=True, kw_only=True):
     """A file or directory of the host that the guest sees through the share.
 
     Attributes:
+        field: The mount's name in the request, for messages.
         source: Host path without symbolic links.
+        fs_type: Of the file system that holds it.
         directory: Whether it is one.
         guest_readonly: Whether the guest may mount it read-only: it makes everything below read-only as well, which
             must not happen to mounts below that are writable on the host.
     """
 
+    field: str
     mount: Mount
     source: str
+    fs_type: str
     directory: bool
     guest_readonly: bool
 
@@ -77,24 +83,37 @@ def _look(field: str, mount: Mount, entries: list[MountEntry]) -> Volume:
             " VM makes cannot appear on the host",
             remedy="annotate the pod with vmruntime.io/kind: host, or use HostToContainer",
         )
-    if mount.id_mapped:
-        raise Unimplemented(f"{field}.uidMappings: id-mapped mounts are not possible in a VM: {mount.container_path!r}")
     source = host_path(f"{field}.host_path", mount.host_path)
-    mode = os.stat(source).st_mode
-    memory = _memory_volume(mount, source, entries)
-    if memory is not None:
-        return memory
-    if mount.propagation == "rslave" and not _holder(source, entries).receives:
+    return _memory_volume(mount, source, entries) or shared_volume(field, mount, source, entries)
+
+
+def shared_volume(field: str, mount: Mount, source: str, entries: Sequence[MountEntry] | None = None) -> SharedVolume:
+    """Return an existing path of the host as a volume. Blocks.
+
+    Args:
+        field: The mount's name in the request.
+        mount: The mount.
+        source: Its host path without symbolic links.
+        entries: The host's mounts, when they are known already.
+
+    Raises:
+        FailedPrecondition: The host's mount cannot do what is asked.
+    """
+    entries = mounts() if entries is None else entries
+    holder = _holder(source, entries)
+    if mount.propagation == "rslave" and not holder.receives:
         raise FailedPrecondition(
             f"{field}.propagation: PROPAGATION_HOST_TO_CONTAINER for {mount.host_path!r}: it lies on a private mount, from"
             " which nothing propagates",
-            remedy=f"mount --make-rshared {_holder(source, entries).mount_point}",
+            remedy=f"mount --make-rshared {holder.mount_point}",
         )
     submounts = any(is_below(entry.mount_point, source) for entry in entries)
     return SharedVolume(
+        field=field,
         mount=mount,
         source=source,
-        directory=stat.S_ISDIR(mode),
+        fs_type=holder.fs_type,
+        directory=stat.S_ISDIR(os.stat(source).st_mode),
         guest_readonly=mount.readonly
         and (mount.recursive_readonly or (mount.propagation == "private" and not submounts)),
     )
@@ -115,14 +134,20 @@ def _memory_volume(mount: Mount, source: str, entries: list[MountEntry]) -> Memo
                 key=volume_key(entry.mount_point),
                 sub_path=sub_path,
                 size=_tmpfs_size(entry.mount_point),
-                uid=root.st_uid,
-                gid=root.st_gid,
+                uid=root.st_uid if mount.ids is None else _outside(mount.ids.uids, root.st_uid),
+                gid=root.st_gid if mount.ids is None else _outside(mount.ids.gids, root.st_gid),
                 mode=stat.S_IMODE(root.st_mode),
             )
     return None
 
 
-def _holder(path: str, entries: list[MountEntry]) -> MountEntry:
+def _outside(mapping: IdMapping, owner: int) -> int:
+    """Return the owner that a file has through an id-mapped mount: an id that is not mapped is nobody's."""
+    outside = mapping.outside(owner)
+    return NOBODY if outside is None else outside
+
+
+def _holder(path: str, entries: Sequence[MountEntry]) -> MountEntry:
     """Return the mount that a path lies on."""
     holding = [entry for entry in entries if path == entry.mount_point or is_below(path, entry.mount_point)]
     # Of several on one place the last one covers the others.

@@ -12,7 +12,7 @@ from vmruntime.errors import AlreadyExists, FailedPrecondition, NotFound
 from vmruntime.model.container import Container, ContainerSpec, ContainerState
 from vmruntime.model.image import Image, ImageConfig, ImageUse, Layer, Pruned, RegistryAuth
 from vmruntime.model.resources import LinuxResources
-from vmruntime.model.sandbox import NetworkInterface, PodNetwork, Sandbox, SandboxSpec, SandboxState
+from vmruntime.model.sandbox import NetworkInterface, PodNetwork, Sandbox, SandboxKind, SandboxSpec, SandboxState
 from vmruntime.model.stats import ContainerUsage, GuestUsage, HostUsage, InterfaceUsage, SandboxUsage
 from vmruntime.model.streams import AttachSpec, ExecSpec, PortForwardSpec
 from vmruntime.pods.interface import ExecResult, PodEvent
@@ -275,6 +275,9 @@ class FakeConditions:
 
     async def runtime_ready(self) -> tuple[bool, str, str]:
         return self.runtime
+
+    def user_namespaces(self, kind: SandboxKind) -> bool:
+        return kind is SandboxKind.CONTAINER
 
     async def network_ready(self) -> tuple[bool, str, str]:
         return self.network

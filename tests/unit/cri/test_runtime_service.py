@@ -38,6 +38,7 @@ async def test_status_names_conditions_handlers_and_features(rig: Rig) -> None:
     assert (network.type, network.status, network.reason) == ("NetworkReady", False, "NetworkPluginNotReady")
     assert "CNI" in network.message
     assert [handler.name for handler in answer.runtime_handlers] == ["", "container"]
+    assert {one.name: one.features.user_namespaces for one in answer.runtime_handlers}["container"]
     assert answer.features.supplemental_groups_policy
     assert not answer.info
     assert (await rig.runtime.Status(cri.StatusRequest(verbose=True))).info == {"accelerator": '"kvm"'}

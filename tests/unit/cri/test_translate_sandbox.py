@@ -116,15 +116,6 @@ def test_host_namespaces_need_host_pods(which: str) -> None:
     assert getattr(spec.namespaces, which) is NamespaceMode.NODE
 
 
-def test_user_namespaces() -> None:
-    options = cri.UserNamespace(mode=cri.NODE)
-    assert translate(linux=with_namespaces(userns_options=options)).namespaces.user is NamespaceMode.NODE
-    with pytest.raises(Unimplemented, match="userns_options"):
-        translate(linux=with_namespaces(userns_options=cri.UserNamespace(mode=cri.POD)))
-    with pytest.raises(InvalidArgument, match="userns_options"):
-        translate(linux=with_namespaces(userns_options=cri.UserNamespace(mode=cri.TARGET)))
-
-
 def test_a_missing_host_name_is_made_from_the_pods() -> None:
     assert translate(name="My_Pod.Name", hostname="").hostname == "my-pod-name"
     assert translate(name="___", hostname="").hostname == "localhost"

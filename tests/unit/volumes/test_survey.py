@@ -10,6 +10,7 @@ import pytest
 import vmruntime.volumes.survey
 from vmruntime.errors import FailedPrecondition, InvalidArgument, Unimplemented
 from vmruntime.model.container import Mount
+from vmruntime.model.sandbox import IdMapping, UserNamespace
 from vmruntime.pods.oci.mounts import BindMount, container_mounts
 from vmruntime.volumes.mounting import MountEntry, mounts
 from vmruntime.volumes.survey import MemoryVolume, SharedVolume, survey
@@ -84,11 +85,23 @@ def test_an_empty_dir_in_memory_and_a_part_of_it(table: list[MountEntry], tmp_pa
     assert isinstance(secret, SharedVolume)
 
 
+def test_a_memory_volume_belongs_to_the_ids_its_mount_is_mapped_to(table: list[MountEntry], tmp_path: Path) -> None:
+    volume = tmp_path / "kubernetes.io~empty-dir" / "cache"
+    volume.mkdir(parents=True)
+    table.append(entry(volume, "tmpfs", "0:50"))
+    owner = volume.stat()
+    mapped = IdMapping(container_id=0, host_id=100_000, length=max(owner.st_uid, owner.st_gid) + 1)
+    none = IdMapping(container_id=0, host_id=100_000, length=max(1, owner.st_gid))
+    for gids, expected in ((mapped, 100_000 + owner.st_gid), (none, 65534 if owner.st_gid else 100_000)):
+        ids = UserNamespace(uids=mapped, gids=gids)
+        (found,) = survey([Mount(container_path="/a", host_path=str(volume), ids=ids)])
+        assert isinstance(found, MemoryVolume)
+        assert (found.uid, found.gid) == (100_000 + owner.st_uid, expected)
+
+
 def test_refusals_name_field_and_remedy(table: list[MountEntry], tmp_path: Path) -> None:
     with pytest.raises(Unimplemented, match=r"config.mounts\[0\].propagation.*vmruntime.io/kind: host"):
         survey([Mount(container_path="/a", host_path="/", propagation="rshared")])
-    with pytest.raises(Unimplemented, match="uidMappings"):
-        survey([Mount(container_path="/a", host_path="/", id_mapped=True)])
     with pytest.raises(FailedPrecondition, match="mount --make-rshared /"):
         survey([Mount(container_path="/a", host_path=str(tmp_path), propagation="rslave")])
     (tmp_path / "file").touch()

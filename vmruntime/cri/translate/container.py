@@ -19,6 +19,7 @@ from vmruntime.cri.translate.checks import (
 )
 from vmruntime.cri.translate.resources import resources_from_cri, resources_to_cri
 from vmruntime.cri.translate.security import security_from_cri
+from vmruntime.cri.translate.userns import check_container, check_ids, check_image_volumes, ids_from_cri, ids_to_cri
 from vmruntime.errors import InvalidArgument
 from vmruntime.generated import cri_pb2 as cri
 from vmruntime.model.container import (
@@ -29,7 +30,7 @@ from vmruntime.model.container import (
     Device,
     Mount,
 )
-from vmruntime.model.sandbox import SandboxKind, SandboxSpec
+from vmruntime.model.sandbox import SandboxKind, SandboxSpec, UserNamespace
 from vmruntime.pods.oci.signals import signal_name, signal_number
 
 _STATES: dict[ContainerState, cri.ContainerState.ValueType] = {
@@ -81,6 +82,13 @@ def container_from_cri(
             "config.linux.security_context.privileged: the sandbox was not made for privileged containers",
             remedy="set privileged in the sandbox's security context too",
         )
+    context = "config.linux.security_context"
+    options = config.linux.security_context.namespace_options
+    pod = sandbox.namespaces
+    check_container(f"{context}.namespace_options.userns_options", options, security.namespaces.user_namespace, pod)
+    check_ids(context, security, pod.user_namespace)
+    mounts = [_mount(f"config.mounts[{i}]", mount) for i, mount in enumerate(config.mounts)]
+    check_image_volumes("config.mounts", mounts, pod.user_namespace)
     return ContainerSpec(
         metadata=ContainerMetadata(
             name=required("config.metadata.name", config.metadata.name), attempt=config.metadata.attempt
@@ -91,7 +99,7 @@ def container_from_cri(
         args=texts("config.args", config.args, limit=ARGUMENT_LIMIT),
         working_dir=(absolute_path("config.working_dir", config.working_dir) if config.working_dir else ""),
         envs=_envs("config.envs", config),
-        mounts=[_mount(f"config.mounts[{i}]", mount) for i, mount in enumerate(config.mounts)],
+        mounts=mounts,
         devices=[_device(f"config.devices[{i}]", device) for i, device in enumerate(config.devices)],
         cdi_devices=_cdi_devices("config.CDI_devices", config),
         labels=text_map("config.labels", config.labels),
@@ -234,8 +242,14 @@ def _mount(name: str, mount: cri.Mount) -> Mount:
         image=image,
         image_sub_path=sub_path,
         options=options,
-        id_mapped=bool(mount.uidMappings or mount.gidMappings),
+        ids=_mount_ids(name, mount),
     )
+
+
+def _mount_ids(name: str, mount: cri.Mount) -> UserNamespace | None:
+    if not mount.uidMappings and not mount.gidMappings:
+        return None
+    return ids_from_cri(f"{name}.uidMappings", mount.uidMappings, f"{name}.gidMappings", mount.gidMappings)
 
 
 def _mount_to_cri(mount: Mount) -> cri.Mount:
@@ -248,6 +262,8 @@ def _mount_to_cri(mount: Mount) -> cri.Mount:
         image=cri.ImageSpec(image=mount.image) if mount.image else None,
         image_sub_path=mount.image_sub_path,
         mount_options=mount.options,
+        uidMappings=ids_to_cri(mount.ids.uids) if mount.ids else [],
+        gidMappings=ids_to_cri(mount.ids.gids) if mount.ids else [],
     )
 
 

@@ -23,6 +23,7 @@ from vmruntime.cri.translate.checks import (
 )
 from vmruntime.cri.translate.resources import resources_from_cri
 from vmruntime.cri.translate.security import namespaces_from_cri, namespaces_to_cri
+from vmruntime.cri.translate.userns import check_sandbox
 from vmruntime.errors import InvalidArgument, Unimplemented
 from vmruntime.generated import cri_pb2 as cri
 from vmruntime.model.sandbox import (
@@ -152,8 +153,15 @@ def sandbox_from_cri(
         host_supported=SandboxKind.HOST in supported,
         container=False,
     )
+    check_sandbox(f"{context}.namespace_options", namespaces)
     needs_host = _needs_host(namespaces, privileged=security.privileged and privileged_on_host)
     kind = select_kind(annotations, request.runtime_handler, default_kind, supported, needs_host=needs_host)
+    if namespaces.user_namespace is not None and kind is SandboxKind.IMAGE:
+        raise InvalidArgument(
+            f"{context}.namespace_options.userns_options.mode: POD means nothing in a pod of kind image, which has its own"
+            " users",
+            remedy="leave out hostUsers: false",
+        )
     sysctls = _sysctls("config.linux.sysctls", linux)
     if kind is SandboxKind.HOST:
         _check_host_sysctls("config.linux.sysctls", sysctls, namespaces)

@@ -14,6 +14,7 @@ from vmruntime.cri.translate.checks import (
     text,
     texts,
 )
+from vmruntime.cri.translate.userns import user_namespace_from_cri, user_namespace_to_cri
 from vmruntime.errors import InvalidArgument, Unimplemented
 from vmruntime.generated import cri_pb2 as cri
 from vmruntime.model.container import SecurityContext, SecurityProfile
@@ -64,17 +65,18 @@ def namespaces_from_cri(
         pid=modes["pid"],
         ipc=modes["ipc"],
         target_id=text(f"{name}.target_id", message.target_id, limit=NAME_LIMIT),
-        user=_user_mode(f"{name}.userns_options", message),
+        user_namespace=user_namespace_from_cri(f"{name}.userns_options", message),
     )
 
 
 def namespaces_to_cri(namespaces: Namespaces) -> cri.NamespaceOption:
-    """Translate back, for PodSandboxStatus. NODE is the only user mode there is, and is left out as kubelet does."""
+    """Translate back, for PodSandboxStatus. The node's user namespace is left out, as kubelet does."""
     return cri.NamespaceOption(
         network=cri.NamespaceMode.ValueType(namespaces.network.value),
         pid=cri.NamespaceMode.ValueType(namespaces.pid.value),
         ipc=cri.NamespaceMode.ValueType(namespaces.ipc.value),
         target_id=namespaces.target_id,
+        userns_options=None if namespaces.user_namespace is None else user_namespace_to_cri(namespaces.user_namespace),
     )
 
 
@@ -151,20 +153,6 @@ def _mode(name: str, value: int) -> NamespaceMode:
         return NamespaceMode(value)
     except ValueError:
         raise bad(name, value, "is not a known namespace mode") from None
-
-
-def _user_mode(name: str, message: cri.NamespaceOption) -> NamespaceMode:
-    if not message.HasField("userns_options"):
-        return NamespaceMode.NODE
-    mode = _mode(f"{name}.mode", message.userns_options.mode)
-    if mode is NamespaceMode.POD:
-        raise Unimplemented(
-            f"{name}.mode: POD, a user namespace for the pod, is not built",
-            remedy="leave out hostUsers: false; the pod's VM keeps its root away from the host's",
-        )
-    if mode is not NamespaceMode.NODE:
-        raise bad(f"{name}.mode", mode.name, "has no meaning; POD or NODE is expected")
-    return mode
 
 
 def _id(name: str, value: cri.Int64Value) -> int:
