@@ -214,7 +214,7 @@ def write_network(base: Path, name: str, **plugin: Any) -> Path:
     bridge["ipam"] = {**bridge["ipam"], "dataDir": str(base / "ipam")}
     path = base / "net.d" / "10-test.conflist"
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = {"cniVersion": conf.cni_version, "name": name, "plugins": [bridge, *conf.plugins[1:]]}
+    text = {"cniVersions": conf.offered, "name": name, "plugins": [bridge, *conf.plugins[1:]]}
     path.write_text(json.dumps(text, indent=1))
     return path
 

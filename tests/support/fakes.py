@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from vmruntime.aio.faults import Faults
@@ -80,6 +80,15 @@ class FakeNetwork:
     async def teardown(self, sandbox_id: str) -> None:
         await self.faults.at("network.teardown")
         self.attached.pop(sandbox_id, None)
+
+    async def check(self, sandbox_id: str) -> bool:
+        await self.faults.at("network.check")
+        return sandbox_id in self.attached
+
+    async def collect(self, keep: Collection[str]) -> None:
+        await self.faults.at("network.collect")
+        for sandbox_id in self.attached.keys() - set(keep):
+            del self.attached[sandbox_id]
 
 
 def make_image(name: str, layers: Iterable[str], **config: object) -> Image:

@@ -52,15 +52,20 @@ class SandboxCalls(RuntimeServiceServicer):
     async def PodSandboxStatus(
         self, request: cri.PodSandboxStatusRequest, context: Any
     ) -> cri.PodSandboxStatusResponse:
-        """Return a sandbox's status with its containers'; the time of the picture lets kubelet order it with events."""
+        """Return a sandbox's status with its containers'; the time of the picture lets kubelet order it with events.
+
+        A verbose status also has the network checked.
+        """
+        sandbox_id = self._sandbox_id(request.pod_sandbox_id)
+        network = await self._pods.check_network(sandbox_id) if request.verbose else ""
         # Both answers come from memory with no await between them, so they belong to the same moment.
         now = self._clock.now_ns()
-        sandbox = self._pods.sandbox(self._sandbox_id(request.pod_sandbox_id))
+        sandbox = self._pods.sandbox(sandbox_id)
         containers = [one for one in self._pods.containers() if one.sandbox_id == sandbox.id]
         containers.sort(key=lambda container: (container.created_at, container.id))
         return cri.PodSandboxStatusResponse(
             status=sandbox_status(sandbox),
-            info=sandbox_info(sandbox) if request.verbose else None,
+            info=sandbox_info(sandbox, network) if request.verbose else None,
             containers_statuses=[container_status(container) for container in containers],
             timestamp=now,
         )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import ipaddress
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,17 +33,26 @@ class NetworkConf(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         name: Unique on the host; plugins keep their state under it.
-        cni_version: One of SUPPORTED_VERSIONS.
+        cni_version: One of SUPPORTED_VERSIONS, in which the plugins are spoken to.
+        offered: Every version that the file offers and vmruntime speaks, oldest first.
         plugins: Each plugin's object as written in the file; "type" is a valid name.
         disable_check: CHECK must not be run.
+        disable_gc: GC must not be run: other runtimes have pods on the network too.
         source: The file, or BUILT_IN.
     """
 
     name: str
     cni_version: str
+    offered: list[str] = []
     plugins: list[dict[str, Any]]
     disable_check: bool = False
+    disable_gc: bool = False
     source: str
+
+    @property
+    def where(self) -> str:
+        """The network and its file, for messages."""
+        return f"network {self.name} ({self.source})"
 
     @property
     def programs(self) -> list[str]:
@@ -85,6 +94,8 @@ class _List(msgspec.Struct):
     cniVersion: str = ""
     cniVersions: list[str] | None = None
     disableCheck: bool | str = False
+    disableGC: bool | str = False
+    loadOnlyInlinedPlugins: bool | str = False
 
 
 def find(conf_dir: Path, default_subnet: str) -> Found:
@@ -110,20 +121,20 @@ def find(conf_dir: Path, default_subnet: str) -> Found:
 def read(path: Path) -> NetworkConf:
     """Read one file: a list of plugins, or a single plugin.
 
+    Plugins that lie in files of their own, in a directory beside the file that is named like the network, come after
+    the list's (specification 1.1.0, loadOnlyInlinedPlugins).
+
     Raises:
         NetworkConfigError: Unreadable, not JSON, or a key has the wrong form.
     """
-    try:
-        with path.open("rb") as file:
-            data = file.read(SIZE_LIMIT + 1)
-    except OSError as error:
-        raise NetworkConfigError(f"{path}: {error.strerror}") from error
-    if len(data) > SIZE_LIMIT:
-        raise NetworkConfigError(f"{path}: larger than {SIZE_LIMIT} bytes")
-    try:
-        raw = msgspec.json.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise NetworkConfigError(f"{path}: not JSON: {error}") from error
+    raw = _json(path)
+    if isinstance(raw, dict) and "type" not in raw and _NAME.fullmatch(str(raw.get("name", ""))):
+        only = raw.get("loadOnlyInlinedPlugins", False)
+        if not (isinstance(only, bool | str) and _flag("loadOnlyInlinedPlugins", only, str(path))):
+            more = [_json(file) for file in _files(path.parent / raw["name"], (".conf",))]
+            inlined = raw.get("plugins", [])
+            if more and isinstance(inlined, list):
+                raw = {**raw, "plugins": [*inlined, *more]}
     return parse(raw, str(path))
 
 
@@ -152,11 +163,14 @@ def parse(raw: object, source: str) -> NetworkConf:
         _check_programs(plugin, f"{source}: `plugins[{number}]")
     if all(plugin.type == LOOPBACK for plugin in known.plugins):
         raise NetworkConfigError(f"{source}: the loopback plugin alone gives pods no address", remedy="remove the file")
+    offered = _versions(known, source)
     return NetworkConf(
         name=known.name,
-        cni_version=_version(known, source),
+        cni_version=offered[-1],
+        offered=offered,
         plugins=list(raw["plugins"]),
         disable_check=_flag("disableCheck", known.disableCheck, source),
+        disable_gc=_flag("disableGC", known.disableGC, source),
         source=source,
     )
 
@@ -186,7 +200,13 @@ def default(subnet: str) -> NetworkConf:
         },
     }
     portmap = {"type": "portmap", "capabilities": {"portMappings": True}}
-    return NetworkConf(name=DEFAULT_NAME, cni_version="1.0.0", plugins=[bridge, portmap], source=BUILT_IN)
+    return NetworkConf(
+        name=DEFAULT_NAME,
+        cni_version="1.1.0",
+        offered=["0.4.0", "1.0.0", "1.1.0"],
+        plugins=[bridge, portmap],
+        source=BUILT_IN,
+    )
 
 
 def valid_plugin_name(name: object) -> bool:
@@ -194,19 +214,33 @@ def valid_plugin_name(name: object) -> bool:
     return isinstance(name, str) and len(name) <= 255 and _NAME.fullmatch(name) is not None
 
 
-def _files(conf_dir: Path) -> Iterator[Path]:
+def _files(directory: Path, suffixes: Sequence[str] = SUFFIXES) -> Iterator[Path]:
     """Iterate over a directory's configuration files by name; a missing directory has none.
 
     Raises:
         NetworkConfigError: The directory cannot be read.
     """
     try:
-        paths = sorted(path for path in conf_dir.iterdir() if path.suffix in SUFFIXES)
+        paths = sorted(path for path in directory.iterdir() if path.suffix in suffixes)
         yield from (path for path in paths if not path.is_dir())
     except (FileNotFoundError, NotADirectoryError):
         return
     except OSError as error:
-        raise NetworkConfigError(f"{conf_dir}: {error.strerror}") from error
+        raise NetworkConfigError(f"{directory}: {error.strerror}") from error
+
+
+def _json(path: Path) -> Any:
+    try:
+        with path.open("rb") as file:
+            data = file.read(SIZE_LIMIT + 1)
+    except OSError as error:
+        raise NetworkConfigError(f"{path}: {error.strerror}") from error
+    if len(data) > SIZE_LIMIT:
+        raise NetworkConfigError(f"{path}: larger than {SIZE_LIMIT} bytes")
+    try:
+        return msgspec.json.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise NetworkConfigError(f"{path}: not JSON: {error}") from error
 
 
 def _known(raw: dict[str, Any], source: str) -> _List:
@@ -230,18 +264,18 @@ def _check_programs(plugin: dict[str, Any], where: str) -> None:
         raise NetworkConfigError(f"{where}.ipam.type`: {str(kind)[:80]!r} is not a plugin name")
 
 
-def _version(known: _List, source: str) -> str:
-    """Choose the newest version that the file offers and vmruntime speaks."""
+def _versions(known: _List, source: str) -> list[str]:
+    """Return the versions that the file offers and vmruntime speaks, oldest first; at least one."""
     offered = [version for version in (*(known.cniVersions or []), known.cniVersion) if version]
     if not offered:
         raise NetworkConfigError(f"{source}: `cniVersion` is missing", remedy='add "cniVersion": "1.0.0"')
-    usable = [version for version in offered if version in SUPPORTED_VERSIONS]
+    usable = [version for version in SUPPORTED_VERSIONS if version in offered]
     if not usable:
         raise NetworkConfigError(
             f"{source}: `cniVersion`: {', '.join(offered)[:80]} is not supported",
             remedy=f"one of {', '.join(SUPPORTED_VERSIONS)}",
         )
-    return max(usable, key=SUPPORTED_VERSIONS.index)
+    return usable
 
 
 def _flag(key: str, value: bool | str, source: str) -> bool:

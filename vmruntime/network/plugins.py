@@ -13,13 +13,19 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import structlog
 
 from vmruntime.aio.process import Completed, last_lines, run
 from vmruntime.errors import Code, VmruntimeError
+from vmruntime.network.conf import SUPPORTED_VERSIONS
 from vmruntime.network.errors import NetworkError
+
+log = structlog.get_logger(__name__)
 
 ANSWER_LIMIT = 1024 * 1024
 """Bytes of an answer; the largest networks need a few KiB."""
+
+QUICK_SECONDS = 10.0
 
 WORDS_LIMIT = 1000
 """Characters of a plugin's own words in one of our messages."""
@@ -33,16 +39,59 @@ class _Failure(msgspec.Struct):
     details: str = ""
 
 
+class _Versions(msgspec.Struct):
+    """What VERSION answers."""
+
+    supportedVersions: list[str]
+
+
 class Plugins:
     """The installed plugins."""
 
     def __init__(self, bin_dirs: Sequence[str], timeout: float) -> None:
         self._bin_dirs = list(bin_dirs)
         self._timeout = timeout
+        self._versions: dict[tuple[object, ...], frozenset[str] | None] = {}
 
     def find(self, names: Sequence[str]) -> tuple[dict[str, Path], list[str]]:
         """Return the path of each program and the names of those that no directory has; see find_programs()."""
         return find_programs(names, self._bin_dirs)
+
+    async def versions(self, name: str) -> frozenset[str] | None:
+        """Return the protocol's versions that an installed plugin says it speaks; None: it does not say.
+
+        A plugin is asked once, and again when its file has changed.
+
+        Raises:
+            NetworkError: It does not answer in time.
+        """
+        path = self.find([name])[0].get(name)
+        if path is None:
+            return None
+        stat = path.stat()
+        key = (path, stat.st_ino, stat.st_size, stat.st_mtime_ns)
+        if key not in self._versions:
+            self._versions[key] = await self._ask_versions(name)
+        return self._versions[key]
+
+    async def _ask_versions(self, name: str) -> frozenset[str] | None:
+        # The oldest plugins want every variable, whatever the command.
+        dummies = {f"CNI_{key}": "dummy" for key in ("CONTAINERID", "NETNS", "IFNAME")}
+        request = {"cniVersion": SUPPORTED_VERSIONS[-1]}
+        try:
+            printed = await self.run(name, "VERSION", request, dummies, where="CNI", timeout=self.quick)
+        except NetworkError as error:
+            if error.code is Code.DEADLINE_EXCEEDED:
+                raise
+            # Its ADD may work all the same; if not, that says why.
+            log.info("CNI plugin does not tell its versions", plugin=name, error=words(str(error)))
+            return None
+        return spoken_versions(printed)
+
+    @property
+    def quick(self) -> float:
+        """Seconds for commands that only look: nobody wants to wait for a status as long as for an address."""
+        return min(self._timeout, QUICK_SECONDS)
 
     async def run(
         self,
@@ -119,6 +168,14 @@ def answer(printed: bytes, what: str) -> dict[str, Any]:
     if not isinstance(decoded, dict):
         raise NetworkError(f"{what} answered no JSON object")
     return decoded
+
+
+def spoken_versions(printed: bytes) -> frozenset[str] | None:
+    """Return what an answer to VERSION says; None: nothing that is understood."""
+    try:
+        return frozenset(msgspec.json.decode(printed, type=_Versions).supportedVersions)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
 
 
 def find_programs(names: Sequence[str], bin_dirs: Sequence[str]) -> tuple[dict[str, Path], list[str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 import structlog
@@ -43,9 +44,9 @@ class NetworkService:
         return self._paths.netns / f"vmrt-{sandbox_id[:13]}"
 
     async def ready(self) -> tuple[bool, str]:
-        """Return whether pods can get an address, and why not."""
+        """Return whether pods can get an address, and why not: by the files as they are now, and by STATUS."""
         try:
-            await self._usable()
+            await self._cni.status(await self._usable())
         except VmruntimeError as error:
             return False, str(error)
         return True, ""
@@ -107,6 +108,52 @@ class NetworkService:
                 raise NetworkError("; ".join(failures))
             await self._attachments.forget(sandbox_id)
 
+    async def check(self, sandbox_id: str) -> bool:
+        """Run CHECK with the cached configuration and result; see Cni.check().
+
+        Returns:
+            Whether there was something to check.
+
+        Raises:
+            NetworkError: The pod's network is not as it was made.
+        """
+        if await self._attachments.load(sandbox_id) is None:
+            return False
+        lock_file = self._attachments.lock(sandbox_id)
+        async with turn(lock_file, self._settings.plugin_timeout) as lock:
+            attachment = await self._attachments.load(sandbox_id)
+            if attachment is None:  # the pod ended while we waited
+                lock_file.unlink(missing_ok=True)
+                return False
+            return await self._cni.check(attachment, lock)
+
+    async def collect(self, keep: Collection[str]) -> None:
+        """Release attachments of sandboxes that nobody knows, and let plugins do the same with what they hold.
+
+        Nothing may be added meanwhile: plugins would take it away again.
+
+        Args:
+            keep: Ids of every sandbox that has a network, or may have one.
+
+        Raises:
+            NetworkError: Something could not be released.
+        """
+        attachments = await self._attachments.all()
+        failures = []
+        for attachment in attachments:
+            if attachment.container_id not in keep:
+                log.warning("releasing a network nobody owns", sandbox=attachment.container_id)
+                try:
+                    await self.teardown(attachment.container_id)
+                except NetworkError as error:
+                    failures.append(str(error))
+        conf = await self._usable()
+        valid = [one for one in attachments if one.conf.name == conf.name and one.container_id in keep]
+        if await self._cni.collect(conf, valid):
+            log.info("CNI plugins have collected garbage", network=conf.name, valid=len(valid))
+        if failures:
+            raise NetworkError("; ".join(failures))
+
     async def _join(self, namespace: Path, result: CniResult, taps: list[TapHandle] | None) -> PodNetwork:
         """Return the pod's interfaces; with `taps`, a tap beside each is added to it."""
         seen = await survey(namespace, result)
@@ -129,7 +176,7 @@ class NetworkService:
         """Return the network that pods join now.
 
         Raises:
-            NetworkConfigError: There is none, or its plugins are not installed.
+            NetworkConfigError: There is none, or its plugins are not installed or of another time.
         """
         settings = self._settings
         found = await in_thread(lambda: configuration.find(Path(settings.conf_dir), settings.default_subnet))
@@ -141,11 +188,11 @@ class NetworkService:
         missing = await in_thread(lambda: self._cni.missing(conf))
         if missing:
             raise NetworkConfigError(
-                f"network {conf.name} ({conf.source}): plugins not installed: {', '.join(missing)}; they are in none of "
+                f"{conf.where}: plugins not installed: {', '.join(missing)}; they are in none of "
                 + ", ".join(settings.bin_dirs),
                 remedy="install containernetworking-plugins, or set network.bin_dirs",
             )
-        return conf
+        return await self._cni.negotiated(conf)
 
 
 def _owner(sandbox: Sandbox) -> UserNamespace | None:

@@ -14,6 +14,7 @@ import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+from vmruntime.errors import ResourceExhausted
 from vmruntime.network.errors import NetworkError
 
 INTERVAL = 0.05
@@ -28,10 +29,17 @@ async def turn(path: Path, timeout: float) -> AsyncIterator[int]:
         timeout: Seconds to wait for plugins of an earlier daemon.
 
     Raises:
-        NetworkError: One of them is still at work.
+        NetworkError: One of them is still at work, or the file cannot be made.
     """
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise NetworkError(
+            f"{path} cannot be made: {error.strerror}",
+            remedy="make room or mend the file system",
+            code=ResourceExhausted.code,
+        ) from error
     try:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout

@@ -81,6 +81,9 @@ class Pods(Protocol):
     def sandboxes(self) -> list[Sandbox]:
         """Return all sandboxes that CRI shows."""
 
+    async def check_network(self, sandbox_id: str) -> str:
+        """Return in words how a sandbox's network is, by CNI's CHECK."""
+
     async def create_container(self, sandbox_id: str, spec: ContainerSpec) -> str:
         """Prepare a container in a ready sandbox and return its id."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -29,6 +29,12 @@ class Network(Protocol):
 
     async def teardown(self, sandbox_id: str) -> None:
         """Run CNI DEL and remove the namespace; nothing left: success."""
+
+    async def check(self, sandbox_id: str) -> bool:
+        """Raise an error if a pod's network is not as it was made; return whether there was something to check."""
+
+    async def collect(self, keep: Collection[str]) -> None:
+        """Release the networks of all sandboxes but these; nothing may be added meanwhile."""
 
 
 class Images(Protocol):

@@ -22,6 +22,7 @@ from vmruntime.pods.context import Context, Live
 from vmruntime.pods.leftovers import release_or_retry
 from vmruntime.pods.log_pump import LogPump
 from vmruntime.pods.monitor import DRAIN_SECONDS, VM_ENDED_EXIT_CODE, mark_gone, record_exit, watch
+from vmruntime.pods.network_care import check_networks, collect_networks
 from vmruntime.sandboxes.interface import RunningSandbox
 
 log = structlog.get_logger(__name__)
@@ -47,6 +48,8 @@ async def recover(context: Context) -> None:
         for sandbox in context.registry.sandboxes(hidden=True):
             group.create_task(one(sandbox))
     await _release_ownerless(context)
+    await collect_networks(context)
+    context.scope.start(check_networks(context), "check of networks")
     await context.images.sweep()
 
 

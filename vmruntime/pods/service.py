@@ -20,6 +20,7 @@ from vmruntime.pods.container_stop import stop_container
 from vmruntime.pods.context import Context
 from vmruntime.pods.exec_sync import exec_sync
 from vmruntime.pods.interface import ExecResult, PodEvent
+from vmruntime.pods.network_care import check_network
 from vmruntime.pods.resize import update_container, update_sandbox
 from vmruntime.pods.sandbox_run import run_sandbox
 from vmruntime.pods.sandbox_stop import remove_sandbox, stop_sandbox
@@ -52,6 +53,10 @@ class PodService:
     def sandboxes(self) -> list[Sandbox]:
         """Return the sandboxes CRI shows."""
         return self._context.registry.sandboxes()
+
+    async def check_network(self, sandbox_id: str) -> str:
+        """Look at a sandbox's network; see pods/network_care.py."""
+        return await check_network(self._context, sandbox_id)
 
     async def create_container(self, sandbox_id: str, spec: ContainerSpec) -> str:
         """Prepare a container; see pods/container_create.py."""

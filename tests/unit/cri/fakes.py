@@ -97,6 +97,10 @@ class FakePods:
     def sandboxes(self) -> list[Sandbox]:
         return list(reversed(self.by_id.values()))
 
+    async def check_network(self, sandbox_id: str) -> str:
+        self._note("check_network", sandbox_id)
+        return "as it was made"
+
     async def create_container(self, sandbox_id: str, spec: ContainerSpec) -> str:
         self._note("create_container", sandbox_id, spec)
         container = Container(

@@ -72,6 +72,7 @@ async def test_life_of_a_sandbox(rig: Rig) -> None:
     assert status.timestamp > status.status.created_at > 1e18
     info = json.loads(status.info["info"])
     assert (info["kernel"], info["phases_ms"]["boot"], info["kind"]) == ("6.12.0", 300.0, "container")
+    assert info["network_check"] == "as it was made"
     await rig.runtime.StopPodSandbox(cri.StopPodSandboxRequest(pod_sandbox_id=sandbox_id))
     status = await rig.runtime.PodSandboxStatus(cri.PodSandboxStatusRequest(pod_sandbox_id=sandbox_id))
     assert (status.status.state, status.status.network.ip, len(status.info)) == (cri.SANDBOX_NOTREADY, "", 0)

@@ -29,6 +29,7 @@ from vmruntime.generated import cri_pb2_grpc, maintenance_pb2_grpc
 from vmruntime.generated import maintenance_pb2 as own
 from vmruntime.hypervisor.fake import FakeHypervisor
 from vmruntime.model.image import Image
+from vmruntime.network.errors import NetworkError
 from vmruntime.paths import Paths
 from vmruntime.store.database import Database
 from vmruntime.store.image_records import ImageRecords
@@ -228,6 +229,39 @@ async def test_a_pod_that_died_meanwhile_is_not_ready(settings: Settings, parts:
         status = (await stub.PodSandboxStatus(cri.PodSandboxStatusRequest(pod_sandbox_id=pod))).status
         assert status.state == cri.SANDBOX_NOTREADY
         await stub.RemovePodSandbox(cri.RemovePodSandboxRequest(pod_sandbox_id=pod))
+
+
+async def test_the_next_daemon_looks_after_networks(settings: Settings, parts: Parts, capfd: Any) -> None:
+    """What nobody owns is released, what is not as it was made is told, in the log and in a verbose status."""
+    settings = msgspec.structs.replace(settings, log=LogSettings(level="warning"))
+    network: Any = parts.network
+
+    async def told(stub: Any) -> str:
+        request = cri.PodSandboxStatusRequest(pod_sandbox_id=pod, verbose=True)
+        return str(json.loads((await stub.PodSandboxStatus(request)).info["info"])["network_check"])
+
+    async with serving(settings, parts) as stub:
+        config = pod_config(settings, "web")
+        pod = (await stub.RunPodSandbox(cri.RunPodSandboxRequest(config=config))).pod_sandbox_id
+        assert await told(stub) == "as it was made"
+    network.attached["f" * 64] = "10.88.0.99"
+    network.faults.fail("network.check", NetworkError("the bridge is gone"))
+    async with serving(settings, parts) as stub:
+        assert set(network.attached) == {pod}
+        async with asyncio.timeout(PATIENCE):
+            while "the bridge is gone" not in (said := capfd.readouterr().err):
+                await asyncio.sleep(0.01)
+        assert "a pod's network is not as it was made" in said
+        assert await told(stub) == "as it was made"
+        network.faults.fail("network.check", NetworkError("the route is gone"))
+        assert await told(stub) == "the route is gone"
+        await stub.StopPodSandbox(cri.StopPodSandboxRequest(pod_sandbox_id=pod))
+        assert await told(stub) == "not checked"
+        await stub.RemovePodSandbox(cri.RemovePodSandboxRequest(pod_sandbox_id=pod))
+    network.faults.fail("network.collect", NetworkError("the plugins are gone"))
+    async with serving(settings, parts) as stub:
+        await stub.Version(cri.VersionRequest())
+    assert "networks nobody owns may be left" in capfd.readouterr().err
 
 
 async def test_two_daemons_do_not_share_directories(settings: Settings, parts: Parts) -> None:

@@ -54,6 +54,10 @@ class PluginDirectory:
             (self.path / f"{name}.{command}").write_text(text)
         self.script(name, '[ -e "$base.$CNI_COMMAND" ] && cat "$base.$CNI_COMMAND"; exit 0')
 
+    def speaking(self, name: str, *versions: str) -> None:
+        """Make a plugin that tells these versions and has no more to say."""
+        self.plugin(name, VERSION={"cniVersion": "1.0.0", "supportedVersions": list(versions)})
+
     def failing(self, name: str, command: str, **error: Any) -> None:
         """Make a plugin fail at one command with a CNI error."""
         (self.path / f"{name}.error").write_text(json.dumps(error))
@@ -93,7 +97,7 @@ def lock() -> Iterator[int]:
 
 def network(*plugins: dict[str, Any], version: str = "1.0.0", **keys: Any) -> NetworkConf:
     """Return a network, checked like one of a file."""
-    raw = {"name": "net", "cniVersion": version, "plugins": list(plugins), **keys}
+    raw = {"name": "net", "cniVersion": version, "plugins": list(plugins)} | keys
     return configuration.parse(raw, "/etc/cni/net.d/1.conflist")
 
 

@@ -48,8 +48,9 @@ async def test_one_written_by_an_earlier_version(tmp_path: Path) -> None:
     old = msgspec.to_builtins(ATTACHMENT)
     old["conf"] = {key: old["conf"][key] for key in ("name", "cni_version", "plugins", "source")}
     old["gone"] = 1
+    was = msgspec.structs.replace(ATTACHMENT, conf=msgspec.structs.replace(ATTACHMENT.conf, offered=[]))
     (tmp_path / f"{SANDBOX_ID}.json").write_bytes(msgspec.json.encode(old))
-    assert await Attachments(tmp_path).load(SANDBOX_ID) == ATTACHMENT
+    assert await Attachments(tmp_path).load(SANDBOX_ID) == was
 
 
 async def test_a_disk_that_does_not_take_it(tmp_path: Path) -> None:

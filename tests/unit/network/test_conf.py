@@ -83,12 +83,40 @@ def test_every_version_is_spoken(version: str) -> None:
     ],
 )
 def test_the_newest_version_that_is_understood(keys: dict[str, Any], version: str) -> None:
-    assert parse({"name": "net", "plugins": [{"type": "bridge"}], **keys}, "f").cni_version == version
+    conf = parse({"name": "net", "plugins": [{"type": "bridge"}], **keys}, "f")
+    assert conf.cni_version == version
+    assert conf.offered[-1] == version
+    assert set(conf.offered) <= {*keys.get("cniVersions", []), keys.get("cniVersion")}
 
 
 @pytest.mark.parametrize(("value", "flag"), [(True, True), (False, False), ("true", True), ("False", False)])
-def test_disable_check(value: object, flag: bool) -> None:
+def test_flags(value: object, flag: bool) -> None:
     assert parse({**GOOD, "disableCheck": value}, "f").disable_check is flag
+    assert parse({**GOOD, "disableGC": value}, "f").disable_gc is flag
+    assert parse(GOOD, "f").disable_gc is False
+
+
+def test_plugins_in_files_of_their_own(tmp_path: Path) -> None:
+    """Only those of the network's own directory, after the list's, by name; not for a single plugin."""
+    (tmp_path / "net").mkdir()
+    write(tmp_path / "net" / "20-tuning.conf", {"type": "tuning", "mtu": 1400})
+    write(tmp_path / "net" / "10-firewall.conf", {"type": "firewall"})
+    write(tmp_path / "net" / "README", "{")
+    listed = write(tmp_path / "1.conflist", GOOD)
+    assert [plugin["type"] for plugin in read(listed).plugins] == ["bridge", "firewall", "tuning"]
+    alone = write(tmp_path / "2.conflist", {"name": "net", "cniVersion": "1.1.0"})
+    assert [plugin["type"] for plugin in read(alone).plugins] == ["firewall", "tuning"]
+    for only in (True, "true"):
+        inlined = write(tmp_path / "3.conflist", {**GOOD, "loadOnlyInlinedPlugins": only})
+        assert [plugin["type"] for plugin in read(inlined).plugins] == ["bridge"]
+    single = write(tmp_path / "4.conf", {"name": "net", "cniVersion": "1.0.0", "type": "ptp"})
+    assert [plugin["type"] for plugin in read(single).plugins] == ["ptp"]
+    broken = write(tmp_path / "net" / "30-broken.conf", "{")
+    with pytest.raises(NetworkConfigError, match="30-broken.conf: not JSON"):
+        read(listed)
+    write(broken, {"type": "../sh"})
+    with pytest.raises(NetworkConfigError, match=r"1.conflist: `plugins\[3\].type`: '../sh'"):
+        read(listed)
 
 
 @pytest.mark.parametrize(
@@ -119,6 +147,9 @@ def test_disable_check(value: object, flag: bool) -> None:
         ({"name": "a", "cniVersion": 1, "type": "b"}, "`cniVersion`: Expected `str`"),
         ({"name": "a", "cniVersions": "1.0.0", "plugins": [{"type": "b"}]}, "`cniVersions`: Expected `array"),
         ({**GOOD, "disableCheck": "maybe"}, "`disableCheck`: 'maybe' is neither true nor false"),
+        ({**GOOD, "disableGC": 3}, "`disableGC`: Expected `bool | str`"),
+        ({**GOOD, "loadOnlyInlinedPlugins": "x"}, "`loadOnlyInlinedPlugins`: 'x' is neither true nor false"),
+        ({**GOOD, "loadOnlyInlinedPlugins": 3}, "`loadOnlyInlinedPlugins`: Expected `bool | str`"),
         ({"name": "lo", "cniVersion": "1.0.0", "type": "loopback"}, "loopback plugin alone"),
         (" " * SIZE_LIMIT + "{}", f"larger than {SIZE_LIMIT} bytes"),
     ],

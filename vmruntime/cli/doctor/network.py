@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import gzip
 import zlib
+from pathlib import Path
 
 from vmruntime.cli.doctor.host import Host
 from vmruntime.cli.doctor.programs import program
 from vmruntime.cli.doctor.report import Capability, Check, degraded, found, missing
 from vmruntime.config.settings import Settings
+from vmruntime.network.cni import choose_version
 from vmruntime.network.conf import BUILT_IN, NetworkConf, find
 from vmruntime.network.errors import NetworkConfigError
-from vmruntime.network.plugins import find_programs
+from vmruntime.network.plugins import find_programs, spoken_versions
 
 TC_MODULES = {
     "sch_ingress": "CONFIG_NET_SCH_INGRESS",
@@ -37,20 +39,24 @@ def cni_configuration(host: Host, settings: Settings) -> Capability:
 
 
 def cni_plugins(host: Host, settings: Settings) -> Capability:
-    """Whether the plugins are installed that the network names."""
+    """Whether the plugins are installed that the network names, and agree with it on a version of CNI."""
     conf = _network(host, settings)
     if conf is None:
         return missing("cni plugins", "cannot be judged without a configuration", "see cni configuration")
     # kubelet's own networks expect loopback, whatever the configuration says.
     wanted = list(dict.fromkeys([*conf.programs, "loopback"]))
     directories = [str(host.path(directory)) for directory in settings.network.bin_dirs]
-    _, absent = find_programs(wanted, directories)
+    paths, absent = find_programs(wanted, directories)
     if absent == ["loopback"]:
         return degraded("cni plugins", "loopback is not installed", "apt install containernetworking-plugins")
     if absent:
         places = ", ".join(settings.network.bin_dirs)
         return missing("cni plugins", f"{', '.join(absent)} not in {places}", "apt install containernetworking-plugins")
-    return found("cni plugins", ", ".join(wanted))
+    try:
+        version = choose_version(conf, {name: _spoken(host, paths[name]) for name in conf.programs}).cni_version
+    except NetworkConfigError as error:
+        return missing("cni plugins", error.message, error.remedy)
+    return found("cni plugins", f"{', '.join(wanted)} (CNI {version})")
 
 
 def iptables(host: Host, settings: Settings) -> Capability:
@@ -102,6 +108,11 @@ def _network(host: Host, settings: Settings) -> NetworkConf | None:
         return find(host.path(settings.network.conf_dir), settings.network.default_subnet).conf
     except NetworkConfigError:
         return None
+
+
+def _spoken(host: Host, program: Path) -> frozenset[str] | None:
+    printed = host.run(["env", "CNI_COMMAND=VERSION", str(program)])
+    return None if printed is None else spoken_versions(printed.encode())
 
 
 def _module(host: Host, name: str, option: str) -> str:

@@ -231,7 +231,7 @@ def sandbox_status(sandbox: Sandbox) -> cri.PodSandboxStatus:
     )
 
 
-def sandbox_info(sandbox: Sandbox) -> dict[str, str]:
+def sandbox_info(sandbox: Sandbox, network_check: str) -> dict[str, str]:
     """Return what `crictl inspectp` shows beside the status; the value is JSON, as CRI asks."""
     network = sandbox.network
     info = {
@@ -243,6 +243,7 @@ def sandbox_info(sandbox: Sandbox) -> dict[str, str]:
         "phases_ms": sandbox.phases,
         "cgroup_parent": sandbox.spec.cgroup_parent,
         "netns": network.netns if network else "",
+        "network_check": network_check,
         "interfaces": [
             {"name": nic.name, "mac": nic.mac, "mtu": nic.mtu, "addresses": nic.addresses}
             for nic in (network.interfaces if network else [])
