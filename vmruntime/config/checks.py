@@ -10,6 +10,7 @@ import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from vmruntime.config.settings import Settings
 from vmruntime.errors import InvalidArgument
@@ -37,6 +38,7 @@ def problems(settings: Settings) -> Iterator[InvalidArgument]:
     yield from _images(settings)
     yield from _network(settings)
     yield from _streaming(settings)
+    yield from _tracing(settings)
 
 
 def _paths(settings: Settings) -> Iterator[InvalidArgument]:
@@ -161,6 +163,24 @@ def _streaming(settings: Settings) -> Iterator[InvalidArgument]:
     if bool(streaming.tls_cert) != bool(streaming.tls_key):
         missing = "tls_key" if streaming.tls_cert else "tls_cert"
         yield _field(f"streaming.{missing}", "", "is missing", remedy="TLS needs both a certificate and its key")
+
+
+def _tracing(settings: Settings) -> Iterator[InvalidArgument]:
+    endpoint = settings.tracing.endpoint
+    if not endpoint:
+        return
+    try:
+        parts = urlsplit(endpoint if "://" in endpoint else f"http://{endpoint}")
+        whole = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port is not None
+    except ValueError:  # a port that is none, a bracket that is not closed
+        whole = False
+    if not whole or parts.path.strip("/") or parts.query or "@" in parts.netloc:
+        yield _field(
+            "tracing.endpoint",
+            endpoint,
+            "is no host and port",
+            remedy="such as localhost:4317 or https://otel.example:4317",
+        )
 
 
 def _finite(key: str, seconds: float) -> Iterator[InvalidArgument]:

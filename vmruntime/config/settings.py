@@ -132,6 +132,18 @@ class MetricsSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
     port: Annotated[int, Meta(ge=1, le=65535)] = 9743
 
 
+class TracingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The [tracing] table: spans for an OpenTelemetry collector; the names are those of kubelet's TracingConfiguration.
+
+    Attributes:
+        endpoint: host:port, or a URL with http or https, of OTLP over gRPC; empty: no tracing.
+        sampling_rate_per_million: Of calls that come without a trace; a caller's own decision holds.
+    """
+
+    endpoint: str = ""
+    sampling_rate_per_million: Annotated[int, Meta(ge=0, le=1_000_000)] = 0
+
+
 class LogSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The [log] table: the daemon's own messages on stderr."""
 
@@ -169,6 +181,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     volumes: VolumeSettings = VolumeSettings()
     host: HostSettings = HostSettings()
     metrics: MetricsSettings = MetricsSettings()
+    tracing: TracingSettings = TracingSettings()
     streaming: StreamingSettings = StreamingSettings()
     log: LogSettings = LogSettings()
 

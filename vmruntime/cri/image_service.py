@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import AsyncIterator
 from typing import Any
 
+from vmruntime import tracing
 from vmruntime.clock import Clock
 from vmruntime.cri.ports import Images
 from vmruntime.cri.streams import pieces
@@ -56,6 +57,7 @@ class ImageService(ImageServiceServicer):
         handler = request.image.runtime_handler
         if handler and handler not in HANDLERS:
             raise bad("image.runtime_handler", handler, f"names no handler; known: {', '.join(HANDLERS)}")
+        tracing.annotate({"container.image.name": reference})
         image = await self._images.pull(reference, auth_from_cri(request))
         return cri.PullImageResponse(image_ref=image.id)
 

@@ -14,6 +14,7 @@ import grpc
 import structlog
 from google.protobuf.message import DecodeError, Message
 
+from vmruntime import tracing
 from vmruntime.errors import InvalidArgument, NotFound, Unimplemented, VmruntimeError
 from vmruntime.metrics.instruments import OPERATIONS
 
@@ -47,6 +48,9 @@ _QUIET = frozenset(
 )
 # Request fields that say what a call is about. Nothing else of a request is ever logged.
 _BOUND = {"pod_sandbox_id": "pod", "container_id": "container"}
+_ATTRIBUTES = {"pod": "vmruntime.sandbox.id", "container": "container.id"}
+# Answers that are no failure of anybody: what is asked for is not there, or not wanted any more.
+_HARMLESS = frozenset({"OK", "CANCELLED", "NOT_FOUND"})
 
 
 class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc, type-arg, unused-ignore]
@@ -64,7 +68,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc, type-ar
         handler = await continuation(handler_call_details)
         if handler is None:
             return None
-        method = handler_call_details.method.rsplit("/", 1)[-1]
+        method = handler_call_details.method
         if handler.unary_unary is not None:
             return grpc.unary_unary_rpc_method_handler(
                 _unary(method, handler), response_serializer=handler.response_serializer
@@ -76,10 +80,10 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc, type-ar
         return handler  # CRI has no method whose requests are a stream
 
 
-def _unary(method: str, handler: Any) -> Any:
+def _unary(path: str, handler: Any) -> Any:
     async def call(raw: bytes, context: Any) -> Any:
         failure: VmruntimeError | _Defect
-        with _logged(method) as outcome:
+        with _traced(path, context, current=True) as outcome, _logged(path, outcome):
             request: Message | None = None
             try:
                 request = _decode(handler.request_deserializer, raw)
@@ -95,11 +99,11 @@ def _unary(method: str, handler: Any) -> Any:
     return call
 
 
-def _stream(method: str, handler: Any) -> Any:
+def _stream(path: str, handler: Any) -> Any:
     async def call(raw: bytes, context: Any) -> AsyncIterator[Any]:
         failure: VmruntimeError | _Defect | None = None
         message = ""
-        with _logged(method) as outcome:
+        with _traced(path, context, current=False) as outcome, _logged(path, outcome):
             request: Message | None = None
             try:
                 request = _decode(handler.request_deserializer, raw)
@@ -134,6 +138,8 @@ def _bind(request: Message) -> None:
         if field in known and getattr(request, field)
     }
     structlog.contextvars.bind_contextvars(**values)
+    if tracing.enabled():
+        tracing.annotate({_ATTRIBUTES[key]: value for key, value in values.items()})
 
 
 class _Defect:
@@ -177,6 +183,14 @@ class _Outcome:
     def __init__(self) -> None:
         self.failure: VmruntimeError | _Defect | None = None
         self.message = ""
+        self.cancelled = False
+
+    @property
+    def code(self) -> grpc.StatusCode:
+        """What the client is answered."""
+        if self.cancelled:
+            return grpc.StatusCode.CANCELLED
+        return grpc.StatusCode.OK if self.failure is None else _status(self.failure)
 
     def failed(self, failure: VmruntimeError | _Defect, request: Message | None) -> str:
         """Remember the failure and return the message for the client."""
@@ -194,22 +208,35 @@ def _cut(message: str) -> str:
 
 
 @contextmanager
-def _logged(method: str) -> Iterator[_Outcome]:
-    """Log one call with its duration when it is over, however it ends."""
+def _traced(path: str, context: Any, *, current: bool) -> Iterator[_Outcome]:
+    """Make the call a part of its caller's trace; see tracing.served()."""
     outcome = _Outcome()
+    # Every request has metadata; reading it is left out when nobody wants it.
+    metadata = dict(context.invocation_metadata() or ()) if tracing.enabled() else {}
+    with tracing.served(path, metadata, current=current) as span:
+        try:
+            yield outcome
+        finally:
+            code = outcome.code
+            span.answered(code.value[0], failed=code.name not in _HARMLESS, message=outcome.message)
+
+
+@contextmanager
+def _logged(path: str, outcome: _Outcome) -> Iterator[None]:
+    """Log one call with its duration when it is over, however it ends."""
+    method = path.rsplit("/", 1)[-1]
     started = time.monotonic()
     with structlog.contextvars.bound_contextvars(method=method):
         try:
-            yield outcome
+            yield
         except (asyncio.CancelledError, GeneratorExit):
-            OPERATIONS.labels(method, "CANCELLED").observe(time.monotonic() - started)
+            outcome.cancelled = True
             log.info("cri call cancelled", duration_ms=_since(started))
             raise
         else:
-            code = "OK" if outcome.failure is None else _status(outcome.failure).name
-            OPERATIONS.labels(method, code).observe(time.monotonic() - started)
             _report(outcome, method, _since(started))
         finally:
+            OPERATIONS.labels(method, outcome.code.name).observe(time.monotonic() - started)
             structlog.contextvars.unbind_contextvars(*_BOUND.values())
 
 

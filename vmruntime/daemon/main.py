@@ -25,6 +25,7 @@ from vmruntime.daemon.parts import Parts
 from vmruntime.daemon.profiles import load_profile
 from vmruntime.daemon.prune import prune_old
 from vmruntime.daemon.readiness import notify
+from vmruntime.daemon.tracing import tracing_to
 from vmruntime.errors import FailedPrecondition
 from vmruntime.hypervisor.devices import host_architecture
 from vmruntime.hypervisor.interface import Accelerator, VsockTransport
@@ -83,6 +84,7 @@ async def serve(settings: Settings, parts: Parts | None = None) -> None:
 
 
 async def _start(settings: Settings, paths: Paths, parts: Parts, stack: contextlib.AsyncExitStack) -> None:
+    await stack.enter_async_context(tracing_to(settings.tracing))  # first, so that it ends last
     database = await Database.open(paths.database)
     stack.push_async_callback(database.close)
     clock = SystemClock()

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import msgspec
 
+from vmruntime import tracing
 from vmruntime.aio.pipeline import in_thread
 from vmruntime.clock import Clock
 from vmruntime.errors import Aborted
@@ -92,10 +93,12 @@ class Pull:
         """
         for attempt in range(1, ATTEMPTS + 1):
             report(PullProgress(reference=str(reference), phase=Phase.RESOLVING))
-            resolved = await self._resolve(reference)
+            with tracing.span("image.resolve"):
+                resolved = await self._resolve(reference)
             self._layers.hold(self._owner, resolved.content.diff_ids)
             try:
-                await self._fetch(reference, resolved, Layout(work / str(attempt)), report)
+                with tracing.span("image.fetch", {"vmruntime.layers": len(resolved.content.diff_ids)}):
+                    await self._fetch(reference, resolved, Layout(work / str(attempt)), report)
             except TagMoved:
                 if attempt == ATTEMPTS:
                     raise
@@ -166,7 +169,8 @@ class Pull:
             stages.tell(Phase.UNPACKING)
 
     async def _unpack(self, diff_id: str, blob: Path, stages: _Stages) -> None:
-        await self._layers.add(diff_id, blob)
+        with tracing.span("image.layer", {"vmruntime.layer": diff_id}):
+            await self._layers.add(diff_id, blob)
         stages.layer_done()
 
     def _missing(self, manifest: Manifest, content: Content) -> dict[str, str]:

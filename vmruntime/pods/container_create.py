@@ -8,6 +8,7 @@ import contextlib
 import msgspec
 import structlog
 
+from vmruntime import tracing
 from vmruntime.agent.errors import AgentError, AgentGone
 from vmruntime.agent.interface import GuestContainer, PidMode
 from vmruntime.errors import AlreadyExists, Code, FailedPrecondition, NotFound, Unimplemented, VmruntimeError
@@ -23,6 +24,7 @@ from vmruntime.pods.oci.signals import stop_signal
 from vmruntime.pods.oci.spec import build_oci_spec
 from vmruntime.pods.oci.user import resolve_user
 from vmruntime.pods.resize import grow
+from vmruntime.pods.spans import note_made
 from vmruntime.pods.vm_end import vm_end_told
 from vmruntime.sandboxes.interface import LayerDisk, RunningSandbox
 
@@ -99,6 +101,7 @@ async def _create(context: Context, sandbox: Sandbox, container_id: str, spec: C
         layers=[layer.diff_id for one in (image, *mounted) for layer in one.layers],
         stop_signal=stop_signal(spec, image.config),
     )
+    note_made(context, container)
     live = context.running(sandbox.id)
     async with context.locks.hold(container_id):
         # From here on the image's layers count as used: a removal of the image leaves them in place.
@@ -118,14 +121,17 @@ async def _create_in_guest(
     await grow(context, container.sandbox_id, {container.id: container.spec.resources})
     layers = [layer for one in (image, *mounted) for layer in one.layers]
     disks = [LayerDisk(path=context.images.layer_path(layer), serial=layer.serial) for layer in layers]
-    await live.running.attach_layers(disks)
-    volumes = await attach_volumes(live, container, mounted)
+    with tracing.span("container.layers", {"vmruntime.layers": len(disks)}):
+        await live.running.attach_layers(disks)
+    with tracing.span("container.volumes"):
+        volumes = await attach_volumes(live, container, mounted)
     request = await guest_container(context, live.running, container, image, volumes)
     pump = LogPump(live.running.agent, container.id, container.spec.log_path, context.log_position(container.id))
     await pump.open()
     pid, user, message = 0, None, ""
     try:
-        pid, user = await live.running.agent.create(request)
+        with tracing.span("container.create"):
+            pid, user = await live.running.agent.create(request)
         if context.live.get(container.sandbox_id) is not live:
             raise AgentGone("the sandbox ended meanwhile")
         live.scope.start(pump.run(), f"log of {container.id[:13]}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import structlog
 
+from vmruntime import tracing
 from vmruntime.agent.errors import AgentError, AgentGone
 from vmruntime.errors import NotFound
 from vmruntime.hypervisor.errors import VmGone
@@ -11,6 +12,7 @@ from vmruntime.model.container import Container, ContainerState
 from vmruntime.model.image import layer_serial
 from vmruntime.pods.container_volumes import detach_volumes
 from vmruntime.pods.context import Context
+from vmruntime.pods.spans import note_container
 from vmruntime.pods.vm_end import end_of
 
 log = structlog.get_logger(__name__)
@@ -18,6 +20,7 @@ log = structlog.get_logger(__name__)
 
 async def remove_container(context: Context, container_id: str) -> None:
     """Kill and forget a container; unknown: success."""
+    note_container(context, container_id)
     await context.shared.run(lambda: _remove(context, container_id), f"remove {container_id[:13]}")
 
 
@@ -45,9 +48,11 @@ async def delete_in_guest(context: Context, container: Container) -> None:
     if live is None:
         return
     try:
-        await live.running.agent.delete(container.id)
-        await live.running.release_layers(_unused_layers(context, container))
-        await detach_volumes(context, live, container)
+        with tracing.span("container.delete"):
+            await live.running.agent.delete(container.id)
+        with tracing.span("container.detach"):
+            await live.running.release_layers(_unused_layers(context, container))
+            await detach_volumes(context, live, container)
     except (AgentGone, VmGone) as error:
         if await end_of(live.running) is None:
             raise

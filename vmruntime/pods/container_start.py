@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from vmruntime import tracing
 from vmruntime.agent.errors import AgentError
 from vmruntime.agent.interface import Agent
 from vmruntime.errors import Code, FailedPrecondition
 from vmruntime.model.container import Container, ContainerState
 from vmruntime.pods.context import Context
+from vmruntime.pods.spans import note_container
 from vmruntime.pods.vm_end import vm_end_told
 
 NOT_FOUND_EXIT_CODE = 127
@@ -24,6 +26,7 @@ async def start_container(context: Context, container_id: str) -> None:
             exit code 127 (not found), 126 (not executable) or 128.
         AgentGone: The guest does not answer; the container is still CREATED, unless its VM has ended.
     """
+    note_container(context, container_id)
     async with context.locks.hold(container_id):
         container = context.registry.container(container_id)
         if container.state is not ContainerState.CREATED:
@@ -35,7 +38,8 @@ async def start_container(context: Context, container_id: str) -> None:
         running = context.running(container.sandbox_id).running
         try:
             async with vm_end_told(running):
-                started_at = await _start(running.agent, container_id)
+                with tracing.span("container.start"):
+                    started_at = await _start(running.agent, container_id)
         except AgentError as error:
             if error.code in UNDECIDED:
                 raise

@@ -7,6 +7,7 @@ import signal
 
 import structlog
 
+from vmruntime import tracing
 from vmruntime.agent.errors import AgentError
 from vmruntime.agent.interface import Agent
 from vmruntime.errors import DeadlineExceeded, NotFound
@@ -56,9 +57,15 @@ async def _stop_unmade(context: Context, container_id: str) -> None:
 
 async def _stop(context: Context, agent: Agent, container: Container, timeout: float) -> None:
     if container.state is ContainerState.RUNNING and timeout > 0:
-        await agent.signal(container.id, container.stop_signal)
-        if await _ended_within(context, container.id, timeout):
-            return
+        with tracing.span("container.grace", {"vmruntime.signal": container.stop_signal}):
+            await agent.signal(container.id, container.stop_signal)
+            if await _ended_within(context, container.id, timeout):
+                return
+    with tracing.span("container.kill"):
+        await _kill(context, agent, container)
+
+
+async def _kill(context: Context, agent: Agent, container: Container) -> None:
     await agent.signal(container.id, signal.SIGKILL, everyone=True)
     if not await _ended_within(context, container.id, KILL_SECONDS):
         raise DeadlineExceeded(f"the container {container.id} did not end within {KILL_SECONDS:g} s of SIGKILL")

@@ -6,10 +6,12 @@ import asyncio
 import contextlib
 import os
 import time
+from collections.abc import Sequence
 
 import msgspec
 import structlog
 
+from vmruntime import tracing
 from vmruntime.agent.interface import GuestSetup
 from vmruntime.aio.tasks import TaskScope
 from vmruntime.errors import AlreadyExists, FailedPrecondition, VmruntimeError
@@ -20,6 +22,7 @@ from vmruntime.pods.context import Context, Live
 from vmruntime.pods.leftovers import release_or_retry
 from vmruntime.pods.monitor import watch
 from vmruntime.pods.ports import Tap
+from vmruntime.pods.spans import note_pod
 from vmruntime.pods.vm_end import vm_end_told
 from vmruntime.sandboxes.interface import RunningSandbox
 
@@ -45,6 +48,7 @@ async def run_sandbox(context: Context, spec: SandboxSpec) -> str:
                 await _create(context, sandbox_id, spec)
 
         # The creation goes on if this caller goes away (kubelet's time-out); its retry is handed the result.
+        note_pod(sandbox_id, spec)
         context.handover.add(sandbox_id)
         await context.shared.run(create, f"run {sandbox_id[:13]}")
     context.handover.discard(sandbox_id)
@@ -83,13 +87,15 @@ async def _start(context: Context, sandbox: Sandbox, began: float) -> None:
     before_setup = time.monotonic()
     async with vm_end_told(running):
         try:
-            for nic, tap in zip(network.interfaces if taps else [], taps, strict=True):
-                await running.attach_nic(nic, tap.fd)
+            with tracing.span("sandbox.nic"):
+                for nic, tap in zip(network.interfaces if taps else [], taps, strict=True):
+                    await running.attach_nic(nic, tap.fd)
         finally:
             for tap in taps:
                 tap.close()
         _check_user_namespace(sandbox, running)
-        await running.agent.setup(guest_setup(context, sandbox, network, running))
+        with tracing.span("sandbox.setup"):
+            await running.agent.setup(guest_setup(context, sandbox, network, running))
     now = time.monotonic()
     phases = running.phases | {"setup": (now - before_setup) * 1000, "total": (now - began) * 1000}
     await context.registry.change_sandbox(
@@ -120,8 +126,7 @@ async def _network_beside_vm(context: Context, sandbox: Sandbox) -> tuple[PodNet
 
     async def network() -> PodNetwork:
         began = time.monotonic()
-        await context.owned.ledger.record(Resource(owner=sandbox.id, kind=ResourceKind.NETWORK, key=sandbox.id))
-        pod_network, opened = await context.network.add(sandbox)
+        pod_network, opened = await _add_network(context, sandbox)
         taps.extend(opened)
         spent["cni"] = (time.monotonic() - began) * 1000
         return pod_network
@@ -131,7 +136,8 @@ async def _network_beside_vm(context: Context, sandbox: Sandbox) -> tuple[PodNet
 
     async def machine() -> RunningSandbox:
         nonlocal running
-        running = await context.backend(sandbox).start(sandbox)
+        with tracing.span("sandbox.boot"):
+            running = await context.backend(sandbox).start(sandbox)
         return running
 
     try:
@@ -153,10 +159,16 @@ async def _network_beside_vm(context: Context, sandbox: Sandbox) -> tuple[PodNet
 async def _network_then_agent(context: Context, sandbox: Sandbox) -> tuple[PodNetwork, list[Tap], RunningSandbox]:
     network = PodNetwork(netns="")
     if sandbox.spec.namespaces.network is not NamespaceMode.NODE:
-        await context.owned.ledger.record(Resource(owner=sandbox.id, kind=ResourceKind.NETWORK, key=sandbox.id))
-        network, _ = await context.network.add(sandbox)
+        network, _ = await _add_network(context, sandbox)
         sandbox = msgspec.structs.replace(sandbox, network=network)
-    return network, [], await context.backend(sandbox).start(sandbox)
+    with tracing.span("sandbox.boot"):
+        return network, [], await context.backend(sandbox).start(sandbox)
+
+
+async def _add_network(context: Context, sandbox: Sandbox) -> tuple[PodNetwork, Sequence[Tap]]:
+    with tracing.span("sandbox.network"):
+        await context.owned.ledger.record(Resource(owner=sandbox.id, kind=ResourceKind.NETWORK, key=sandbox.id))
+        return await context.network.add(sandbox)
 
 
 def _first(errors: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -6,6 +6,7 @@ import asyncio
 
 import structlog
 
+from vmruntime import tracing
 from vmruntime.errors import NotFound, VmruntimeError
 from vmruntime.model.container import Container, ContainerState
 from vmruntime.model.ledger import ResourceKind
@@ -14,6 +15,7 @@ from vmruntime.pods.container_remove import forget_container
 from vmruntime.pods.container_stop import stop_container
 from vmruntime.pods.context import Context
 from vmruntime.pods.monitor import end_containers
+from vmruntime.pods.spans import note_sandbox
 
 log = structlog.get_logger(__name__)
 
@@ -26,11 +28,13 @@ GUEST_GRACE = 5.0
 
 async def stop_sandbox(context: Context, sandbox_id: str) -> None:
     """Stop a sandbox: containers, CNI DEL, VM, disks; unknown or stopped: success."""
+    note_sandbox(context, sandbox_id)
     await context.shared.run(lambda: _stop(context, sandbox_id), f"stop {sandbox_id[:13]}")
 
 
 async def remove_sandbox(context: Context, sandbox_id: str) -> None:
     """Stop a sandbox and forget it with its containers; unknown: success."""
+    note_sandbox(context, sandbox_id)
     await context.shared.run(lambda: _remove(context, sandbox_id), f"remove {sandbox_id[:13]}")
 
 
@@ -40,6 +44,13 @@ async def _stop(context: Context, sandbox_id: str) -> None:
     except NotFound:
         return
     # kubelet has stopped the containers by now; what still runs gets a short grace of its own.
+    with tracing.span("sandbox.containers"):
+        await _stop_containers(context, sandbox_id)
+    async with context.locks.hold(sandbox_id):
+        await _stop_locked(context, sandbox_id)
+
+
+async def _stop_containers(context: Context, sandbox_id: str) -> None:
     try:
         async with asyncio.timeout(CONTAINER_GRACE + CONTAINER_SLACK), asyncio.TaskGroup() as group:
             for container in context.registry.containers_of(sandbox_id):
@@ -47,8 +58,6 @@ async def _stop(context: Context, sandbox_id: str) -> None:
                     group.create_task(_stop_kindly(context, container))
     except TimeoutError:
         log.warning("containers do not end, their VM does", sandbox=sandbox_id)
-    async with context.locks.hold(sandbox_id):
-        await _stop_locked(context, sandbox_id)
 
 
 async def _stop_kindly(context: Context, container: Container) -> None:
@@ -69,16 +78,19 @@ async def _stop_locked(context: Context, sandbox_id: str) -> None:
     live = context.live.pop(sandbox_id, None)
     network_only = frozenset(ResourceKind) - {ResourceKind.NETWORK}
     try:
-        await context.owned.release(sandbox_id, keep=network_only)
+        with tracing.span("sandbox.network"):
+            await context.owned.release(sandbox_id, keep=network_only)
     finally:
         if live is not None:
             await live.scope.close()
             try:
-                await live.running.shut_down(GUEST_GRACE)
+                with tracing.span("sandbox.shutdown"):
+                    await live.running.shut_down(GUEST_GRACE)
             finally:
                 await live.running.close()
         await end_containers(context, sandbox_id, "the sandbox was stopped")
-        await context.backend(sandbox).release(sandbox_id, final=False)
+        with tracing.span("sandbox.release"):
+            await context.backend(sandbox).release(sandbox_id, final=False)
     log.info("sandbox stopped", sandbox=sandbox_id)
 
 

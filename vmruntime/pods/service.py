@@ -24,6 +24,7 @@ from vmruntime.pods.network_care import check_network
 from vmruntime.pods.resize import update_container, update_sandbox
 from vmruntime.pods.sandbox_run import run_sandbox
 from vmruntime.pods.sandbox_stop import remove_sandbox, stop_sandbox
+from vmruntime.pods.spans import note_container
 from vmruntime.pods.streams import attach_stream, exec_stream, sandbox_ports
 from vmruntime.pods.usage import sandbox_usage
 
@@ -68,6 +69,7 @@ class PodService:
 
     async def stop_container(self, container_id: str, timeout: float) -> None:
         """Stop a container; see pods/container_stop.py."""
+        note_container(self._context, container_id)
         await stop_container(self._context, container_id, timeout)
 
     async def remove_container(self, container_id: str) -> None:
@@ -84,6 +86,7 @@ class PodService:
 
     async def exec_sync(self, container_id: str, argv: list[str], timeout: float) -> ExecResult:
         """Run a command; see pods/exec_sync.py."""
+        note_container(self._context, container_id)
         return await exec_sync(self._context, container_id, argv, timeout)
 
     def exec(self, spec: ExecSpec) -> AbstractAsyncContextManager[ExecStream]:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import structlog
 
+from vmruntime import tracing
 from vmruntime.agent.client import AgentClient
 from vmruntime.agent.errors import AgentError, AgentGone
 from vmruntime.agent.interface import AGENT_PORT, AgentHello, GuestDevice
@@ -215,8 +216,8 @@ class ContainerVmBackend:
         """End the VM and remove its disks, cgroup and CID; with `final`, its console and logs too."""
         await self._owned.release(sandbox_id, keep=frozenset({ResourceKind.NETWORK}), final=final)
 
-    async def _start(self, sandbox: Sandbox) -> ContainerVm:
-        began = time.monotonic()
+    async def _prepare(self, sandbox: Sandbox) -> VmSpec:
+        """Make what the VM needs on the host and describe the VM."""
         guest = self._settings.guest_directory
         kernel, initramfs = guest / "vmlinuz", guest / "initramfs.img"
         for file in (kernel, initramfs):
@@ -230,7 +231,7 @@ class ContainerVmBackend:
         await self._owned.directory(sandbox.id, disks)
         scratch_path = disks / "scratch.img"
         await scratch.make_scratch(scratch_path, self._settings.guest.scratch_gib)
-        spec = VmSpec(
+        return VmSpec(
             id=sandbox.id,
             size=size,
             kernel=kernel,
@@ -241,8 +242,13 @@ class ContainerVmBackend:
             disks=[Disk(path=scratch_path, serial=scratch.SERIAL, readonly=False)],
         )
 
+    async def _start(self, sandbox: Sandbox) -> ContainerVm:
+        began = time.monotonic()
+        with tracing.span("vm.prepare"):
+            spec = await self._prepare(sandbox)
         prepared = time.monotonic()
-        vm = await self._hypervisor.start(spec, self._recorder(sandbox))
+        with tracing.span("vm.qemu"):
+            vm = await self._hypervisor.start(spec, self._recorder(sandbox))
         started = time.monotonic()
         phases = {"prepare": (prepared - began) * 1000, "qemu": (started - prepared) * 1000}
 
@@ -250,7 +256,8 @@ class ContainerVmBackend:
             await vm.wait_for_console(READY_LINE)
             await _dial_until_answer(dialer)
 
-        return await self._connect(sandbox, vm, booted, self._settings.hypervisor.boot_timeout, phases)
+        with tracing.span("vm.agent"):
+            return await self._connect(sandbox, vm, booted, self._settings.hypervisor.boot_timeout, phases)
 
     async def _connect(
         self,
