@@ -72,7 +72,9 @@ async def test_ready_follows_the_files(rig: Rig) -> None:
 async def test_a_skipped_file_is_told_once(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     # A logger of its own: a daemon in another test may have made the real one fast, past any capturing.
     logger = structlog.testing.CapturingLogger()
-    monkeypatch.setattr(service, "log", structlog.wrap_logger(logger, processors=[]))
+    monkeypatch.setattr(
+        service, "log", structlog.wrap_logger(logger, processors=[], wrapper_class=structlog.BoundLogger)
+    )
     rig.plugins.speaking("ours", *ALL)
     rig.configure()
     (rig.conf_dir / "00-broken.conf").write_text("{")
