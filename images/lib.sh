@@ -65,3 +65,42 @@ install_file() {
     cp "$1" "$2.tmp.$$"
     mv -f "$2.tmp.$$" "$2"
 }
+
+# source_version PACKAGE: prints the version apt would install; nothing when it knows none.
+source_version() {
+    local candidate
+    candidate=$(apt-cache policy "$1" | sed -n 's/^ *Candidate: //p')
+    if [ -z "$candidate" ] || [ "$candidate" = "(none)" ]; then
+        need_package_lists
+        candidate=$(apt-cache policy "$1" | sed -n 's/^ *Candidate: //p')
+    fi
+    if [ "$candidate" != "(none)" ]; then echo "$candidate"; fi
+}
+
+# source_package PACKAGE VERSION WORK: unpacks a source package, patched, into WORK/PACKAGE-*. The archives that offer
+# the version are asked through a private apt configuration; the host's own is not touched. WORK/fetch.log has the
+# words of apt.
+source_package() {
+    local keyring='' file
+    mkdir -p "$3/lists/partial"
+    for file in /usr/share/keyrings/{debian,ubuntu}-archive-keyring.gpg; do
+        if [ -e "$file" ]; then keyring="[signed-by=$file] "; fi
+    done
+    apt-cache policy "$1" | awk -v version="$2" -v options="$keyring" '
+        { sub(/^ *\*\*\* /, "") }
+        NF == 2 && $2 ~ /^[0-9]+$/ { current = $1; next }
+        current == version && $1 ~ /^[0-9]+$/ && $2 ~ /^https?:/ {
+            split($3, place, "/")
+            print "deb-src " options $2, place[1], place[2]
+        }' >"$3/sources.list"
+    [ -s "$3/sources.list" ] || return 1
+    (cd "$3" && private_apt "$3" update && private_apt "$3" source "$1=${2%+b[0-9]}") >"$3/fetch.log" 2>&1
+}
+
+private_apt() {
+    local work=$1
+    shift
+    apt-get -qq -o Dir::Etc::sourcelist="$work/sources.list" -o Dir::Etc::sourceparts=/dev/null \
+        -o Dir::State::lists="$work/lists" -o Dir::Cache::pkgcache= -o Dir::Cache::srcpkgcache= \
+        -o APT::Sandbox::User=root "$@"
+}

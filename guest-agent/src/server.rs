@@ -34,11 +34,19 @@ pub async fn serve_vsock(agent: Arc<Agent>, port: u32) -> Result<()> {
 /// # Errors
 /// When the socket cannot be made or breaks.
 pub async fn serve_unix(agent: Arc<Agent>, path: &Path) -> Result<()> {
-    // A socket left behind by an earlier process.
-    let _ = std::fs::remove_file(path);
-    let listener = UnixListener::bind(path).context(|| format!("listen on {}", path.display()))?;
+    let listener = listen(path).context(|| format!("listen on {}", path.display()))?;
     announce();
     ended(router(agent).serve_with_incoming(UnixListenerStream::new(listener)).await)
+}
+
+/// Makes a socket that whoever sees it can connect to: it gets its name when it listens. One left behind by an earlier
+/// process is replaced.
+fn listen(path: &Path) -> std::io::Result<UnixListener> {
+    let unnamed = path.with_extension("new");
+    let _ = std::fs::remove_file(&unnamed);
+    let listener = UnixListener::bind(&unnamed)?;
+    std::fs::rename(&unnamed, path)?;
+    Ok(listener)
 }
 
 fn router(agent: Arc<Agent>) -> Router {

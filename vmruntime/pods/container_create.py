@@ -20,6 +20,7 @@ from vmruntime.pods.container_remove import delete_in_guest
 from vmruntime.pods.container_volumes import ContainerVolumes, attach_volumes, tell_agent, volume_images
 from vmruntime.pods.context import Context, Live
 from vmruntime.pods.log_pump import LogPump
+from vmruntime.pods.oci.capabilities import ALL, of_this_process
 from vmruntime.pods.oci.signals import stop_signal
 from vmruntime.pods.oci.spec import build_oci_spec
 from vmruntime.pods.oci.user import resolve_user
@@ -167,7 +168,12 @@ async def guest_container(
     sandbox = context.registry.sandbox(container.sandbox_id)
     user, groups, image_groups = resolve_user(spec.security, image.config)
     oci_spec = build_oci_spec(
-        spec, image.config, sandbox.spec, load_profile=context.load_profile, volumes=volumes.binds
+        spec,
+        image.config,
+        sandbox.spec,
+        load_profile=context.load_profile,
+        volumes=volumes.binds,
+        capabilities=of_this_process() if sandbox.spec.kind is SandboxKind.HOST else ALL,
     )
     await add_hooks(context, sandbox, container, oci_spec)
     namespaces = spec.security.namespaces

@@ -108,12 +108,12 @@ class HostSandbox:
         """Return the host's paths; a missing one is made a directory. What is to have other ids is bound once more."""
         sources, mapped = await asyncio.to_thread(_sources, list(mounts), self._volumes / container_id)
         if mapped:
-            await publish(self._volumes, container_id, mapped)
+            await publish(self._volumes, None, container_id, mapped)
         return Published(sources=sources)
 
     async def withdraw_volumes(self, container_id: str) -> None:
         """Take away binds with other ids; the container's own mounts go with it."""
-        await withdraw(self._volumes, container_id)
+        await withdraw(self._volumes, None, container_id)
 
     async def attach_devices(self, devices: Sequence[Device]) -> list[GuestDevice]:
         """Return the host's devices."""

@@ -15,7 +15,7 @@ from vmruntime.model.container import Mount
 from vmruntime.model.ledger import Resource, ResourceKind
 from vmruntime.model.sandbox import Sandbox
 from vmruntime.sandboxes.interface import Published, VolumeSource
-from vmruntime.sandboxes.ledger import OwnedResources
+from vmruntime.sandboxes.ledger import OwnedResources, process_identity
 from vmruntime.volumes.share import close_share, open_share, publish, withdraw
 from vmruntime.volumes.survey import MemoryVolume, SharedVolume, Volume, survey
 from vmruntime.volumes.virtiofsd import find_virtiofsd, is_rust, virtiofsd_argv
@@ -48,6 +48,7 @@ class VmVolumes:
         self._root = root
         self._program = program
         self._record = record
+        self._server: DetachedProcess | None = None
         self._making = asyncio.Lock()
 
     async def publish(self, container_id: str, mounts: Sequence[Mount]) -> Published:
@@ -57,8 +58,7 @@ class VmVolumes:
         volumes = await asyncio.to_thread(survey, mounts)
         shared = [volume for volume in volumes if isinstance(volume, SharedVolume)]
         if shared:
-            await self._make_share()
-            await publish(self._root, container_id, shared)
+            await publish(self._root, await self._make_share(), container_id, shared)
         return Published(
             sources=_sources(volumes, container_id),
             share_tag=SHARE_TAG if shared else "",
@@ -67,20 +67,35 @@ class VmVolumes:
 
     async def withdraw(self, container_id: str) -> None:
         """Take away a container's mounts; unknown: success."""
-        await withdraw(self._root, container_id)
+        await withdraw(self._root, await self._running_server(), container_id)
 
-    async def _make_share(self) -> None:
+    async def _make_share(self) -> DetachedProcess:
+        """Return the running virtiofsd of the VM's share, both made if need be."""
         async with self._making:
-            if self._root.is_mount() and await self._vm.has_share():
-                return
+            server = await self._running_server()
+            if server is not None and self._root.is_mount() and await self._vm.has_share():
+                return server
+            if server is not None:  # a daemon that died in between left it, and no VM has it
+                await server.end()
             await self._owned.ledger.record(
                 Resource(owner=self._sandbox.id, kind=ResourceKind.SHARE, key=str(self._root))
             )
             await open_share(self._root, self._sandbox.spec.namespaces.user_namespace)
-            await self._attach()
+            self._server = await self._attach()
+            return self._server
 
-    async def _attach(self) -> None:
-        """Start virtiofsd and plug its device in; a daemon that died in between left a process, which ends with the pod."""
+    async def _running_server(self) -> DetachedProcess | None:
+        """Return the virtiofsd that this daemon, or an earlier one, started."""
+        if self._server is None:
+            for resource in await self._owned.ledger.owned_by(self._sandbox.id):
+                if resource.kind is ResourceKind.PROCESS and resource.data["role"] == SHARE_ROLE:
+                    process = DetachedProcess(process_identity(resource))
+                    if process.alive:
+                        self._server = process
+        return self._server
+
+    async def _attach(self) -> DetachedProcess:
+        """Start virtiofsd, plug its device in, and return it."""
         program = find_virtiofsd(self._program)
         rust = await is_rust(program)
         directory = Path(self._vm.handle.directory)
@@ -101,6 +116,7 @@ class VmVolumes:
                 connection = sockets.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
                 connection.connect(str(path))  # a unix socket connects at once: it listens already
                 await self._vm.attach_share(SHARE_TAG, connection.fileno(), process.identity)
+                return process
             except BaseException:
                 await process.end()
                 raise

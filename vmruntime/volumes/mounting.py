@@ -84,58 +84,57 @@ class NotMappable(OSError):
     """Raised when the kernel refuses to map the ids of a file system."""
 
 
-def bind(
-    source: str,
-    target: Path,
-    propagation: Flag,
-    *,
-    readonly: bool = False,
-    recursive_readonly: bool = False,
-    ids: int = -1,
-) -> None:
-    """Bind a path, with all that is mounted below it, to another one.
-
-    The mount gets its properties while it is nowhere: a target below a shared mount passes it on to other namespaces
-    at once, and later changes would not follow it there (mount_namespaces(7)).
+def clone(
+    source: str, propagation: Flag, *, readonly: bool = False, recursive_readonly: bool = False, ids: int = -1
+) -> int:
+    """Return a copy of the mount at a path, with all that is mounted below it, which is attached nowhere yet.
 
     Args:
         source: An existing path.
-        target: A directory for a directory, a file for anything else.
         propagation: Flag.PRIVATE, or Flag.SLAVE to receive later mounts from the source.
         readonly: The mount of the source itself cannot be written through.
         recursive_readonly: Nor can those below it.
         ids: Descriptor of the user namespace to whose ids the files are to belong (those of the mounts below are left
             alone); negative: they keep their owners.
 
+    Returns:
+        A descriptor for attach(), the caller's to close; closed without it, the copy is gone.
+
     Raises:
         NotMappable: Their ids cannot be mapped.
         OSError: ENOSYS where the kernel is older than 5.12.
     """
-    clone = _syscall(_SYS_OPEN_TREE, _AT_FDCWD, source, _OPEN_TREE_CLONE | os.O_CLOEXEC | _AT_RECURSIVE)
+    tree = _syscall(_SYS_OPEN_TREE, _AT_FDCWD, source, _OPEN_TREE_CLONE | os.O_CLOEXEC | _AT_RECURSIVE)
     try:
-        _set_attributes(clone, 0, int(propagation), recursive=True)
+        _set_attributes(tree, 0, int(propagation), recursive=True)
         if readonly:
-            _set_attributes(clone, _MOUNT_ATTR_RDONLY, 0, recursive=recursive_readonly)
+            _set_attributes(tree, _MOUNT_ATTR_RDONLY, 0, recursive=recursive_readonly)
         if ids >= 0:
-            _map_ids(clone, ids)
-        _syscall(_SYS_MOVE_MOUNT, clone, "", _AT_FDCWD, str(target), _MOVE_MOUNT_F_EMPTY_PATH)
-    finally:
-        os.close(clone)
+            _map_ids(tree, ids)
+    except BaseException:
+        os.close(tree)
+        raise
+    return tree
+
+
+def attach(tree: int, target: Path) -> None:
+    """Put what clone() made at a place of the calling thread's mount namespace: a directory, or a file for a file."""
+    _syscall(_SYS_MOVE_MOUNT, tree, "", _AT_FDCWD, str(target), _MOVE_MOUNT_F_EMPTY_PATH)
 
 
 def map_ids(target: Path, ids: int) -> None:
-    """Replace a mount by one whose files belong to a user namespace's ids; see bind().
+    """Replace a mount by one whose files belong to a user namespace's ids; see clone().
 
     Raises:
         NotMappable: Their ids cannot be mapped; the mount is as it was.
     """
-    clone = _syscall(_SYS_OPEN_TREE, _AT_FDCWD, str(target), _OPEN_TREE_CLONE | os.O_CLOEXEC)
+    copy = _syscall(_SYS_OPEN_TREE, _AT_FDCWD, str(target), _OPEN_TREE_CLONE | os.O_CLOEXEC)
     try:
-        _map_ids(clone, ids)
+        _map_ids(copy, ids)
         detach(target)
-        _syscall(_SYS_MOVE_MOUNT, clone, "", _AT_FDCWD, str(target), _MOVE_MOUNT_F_EMPTY_PATH)
+        attach(copy, target)
     finally:
-        os.close(clone)
+        os.close(copy)
 
 
 def mounts() -> list[MountEntry]:

@@ -1,8 +1,8 @@
-"""The directory a pod's VM sees: a small tmpfs on the host with a bind mount for each volume.
+"""The directory a pod's VM sees: a small tmpfs on the host, with a bind mount for each volume in virtiofsd's namespace.
 
-virtiofsd exports the directory and follows mounts made in it later, because the tmpfs is a shared mount (mount_namespaces(7))
-and virtiofsd's own namespace a slave of it. On a tmpfs nothing of the volumes can be deleted by mistake: one detach takes
-the binds away together, and what remains is an empty directory.
+virtiofsd has a mount namespace of its own, whose root is the directory, and the binds are made in there. So the host sees
+none of them: whoever unmounts or removes something below a volume's path there is not told that it is busy, and when
+virtiofsd ends, the kernel takes them away. On a tmpfs nothing of the volumes can be deleted by mistake.
 """
 
 from __future__ import annotations
@@ -11,13 +11,16 @@ import asyncio
 import contextlib
 import errno
 import os
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
 
+from vmruntime.aio.detached import DetachedProcess
+from vmruntime.aio.pipeline import in_thread
 from vmruntime.aio.userns import user_namespace_fd
 from vmruntime.errors import FailedPrecondition
 from vmruntime.model.sandbox import IdMapping, UserNamespace
-from vmruntime.volumes.mounting import Flag, NotMappable, bind, detach, mount
+from vmruntime.volumes.mounting import Flag, NotMappable, attach, clone, detach, mount
+from vmruntime.volumes.namespace import inside
 from vmruntime.volumes.survey import SharedVolume
 
 # Only directories and empty files live in it.
@@ -37,19 +40,25 @@ async def close_share(root: Path) -> None:
     await asyncio.to_thread(_close, root)
 
 
-async def publish(root: Path, name: str, volumes: Sequence[SharedVolume]) -> None:
-    """Bind volumes to ROOT/NAME/0, 1, …; when one fails, none stays.
+async def publish(root: Path, server: DetachedProcess | None, name: str, volumes: Sequence[SharedVolume]) -> None:
+    """Bind volumes to /NAME/0, 1, … of the share; when one fails, none stays.
+
+    Args:
+        root: The share.
+        server: Its virtiofsd, in whose namespace the binds are made; None: they are made on the host.
+        name: One path component.
+        volumes: In the order of their numbers.
 
     Raises:
-        FailedPrecondition: The host refused a mount; the message names both paths.
+        FailedPrecondition: The host refused a mount; the message names its path.
     """
     async with _user_namespaces(volumes) as namespaces:
-        await asyncio.to_thread(_publish, root / name, list(volumes), namespaces)
+        await in_thread(lambda: _publish(root, server, name, list(volumes), namespaces))
 
 
-async def withdraw(root: Path, name: str) -> None:
-    """Take away what publish() made; unknown name: success."""
-    await asyncio.to_thread(_withdraw, root / name)
+async def withdraw(root: Path, server: DetachedProcess | None, name: str) -> None:
+    """Take away what publish() made; unknown name, or a server that has ended: success."""
+    await in_thread(lambda: _withdraw(root, server, name))
 
 
 @contextlib.asynccontextmanager
@@ -95,19 +104,26 @@ def _close(root: Path) -> None:
         root.rmdir()
 
 
-def _publish(directory: Path, volumes: list[SharedVolume], namespaces: Mapping[UserNamespace, int]) -> None:
-    directory.mkdir(mode=0o700, exist_ok=True)
-    # Whoever may enter the share may enter what is in it.
-    parent = directory.parent.stat()
-    os.chown(directory, -1, parent.st_gid)
-    directory.chmod(parent.st_mode & 0o777)
+def _publish(
+    root: Path,
+    server: DetachedProcess | None,
+    name: str,
+    volumes: list[SharedVolume],
+    namespaces: Mapping[UserNamespace, int],
+) -> None:
+    _make_directory(root, name)
     try:
-        for number, volume in enumerate(volumes):
-            target = directory / str(number)
-            target.mkdir() if volume.directory else target.touch()
-            _bind(volume, target, namespaces)
+        with contextlib.ExitStack() as trees:
+            places: list[tuple[int, str]] = []
+            for number, volume in enumerate(volumes):
+                target = root / name / str(number)
+                target.mkdir() if volume.directory else target.touch()
+                tree = _clone(volume, namespaces)
+                trees.callback(os.close, tree)
+                places.append((tree, f"{name}/{number}"))
+            _where_binds_are(root, server, lambda here: _attach(places, here))
     except NotMappable as error:
-        _withdraw(directory)
+        _withdraw(root, server, name)
         raise FailedPrecondition(
             f"{volume.field}.uidMappings: the ids of {volume.source!r}, on a file system of type {volume.fs_type}, cannot"
             f" be mapped by this host's kernel: {error.strerror}",
@@ -115,30 +131,57 @@ def _publish(directory: Path, volumes: list[SharedVolume], namespaces: Mapping[U
             " hostUsers: false",
         ) from error
     except OSError as error:
-        _withdraw(directory)
+        _withdraw(root, server, name)
         remedy = "volumes need a host kernel of 5.12 or later" if error.errno == errno.ENOSYS else ""
         raise FailedPrecondition(
-            f"config.mounts: {volume.source!r} could not be bound to {target}: {error.strerror}", remedy=remedy
+            f"{volume.field}: {volume.source!r} could not be shared: {error.strerror}", remedy=remedy
         ) from error
 
 
-def _bind(volume: SharedVolume, target: Path, namespaces: Mapping[UserNamespace, int]) -> None:
+def _make_directory(root: Path, name: str) -> None:
+    """Make ROOT/NAME; whoever may enter the share may enter what is in it."""
+    (root / name).mkdir(mode=0o700, exist_ok=True)
+    status = root.stat()
+    os.chown(root / name, -1, status.st_gid)
+    (root / name).chmod(status.st_mode & 0o777)
+
+
+def _clone(volume: SharedVolume, namespaces: Mapping[UserNamespace, int]) -> int:
     wanted = volume.mount
-    propagation = Flag.SLAVE if wanted.propagation == "rslave" else Flag.PRIVATE
-    bind(
+    return clone(
         volume.source,
-        target,
-        propagation,
+        Flag.SLAVE if wanted.propagation == "rslave" else Flag.PRIVATE,
         readonly=wanted.readonly,
         recursive_readonly=wanted.recursive_readonly,
         ids=-1 if wanted.ids is None else namespaces[wanted.ids],
     )
 
 
-def _withdraw(directory: Path) -> None:
+def _attach(places: list[tuple[int, str]], here: Path) -> None:
+    for tree, place in places:
+        attach(tree, here / place)
+
+
+def _withdraw(root: Path, server: DetachedProcess | None, name: str) -> None:
+    directory = root / name
     if not directory.is_dir():
         return
+    numbers = [target.name for target in directory.iterdir()]
+
+    def detach_all(here: Path) -> None:
+        for number in numbers:
+            detach(here / name / number)
+
+    with contextlib.suppress(ProcessLookupError):  # then its namespace has gone, too
+        _where_binds_are(root, server, detach_all)
     for target in directory.iterdir():
-        detach(target)
         target.rmdir() if target.is_dir() else target.unlink()
     directory.rmdir()
+
+
+def _where_binds_are(root: Path, server: DetachedProcess | None, function: Callable[[Path], None]) -> None:
+    """Call a function with the share's path in the namespace of its binds."""
+    if server is None:
+        function(root)
+    else:
+        inside(server, root, lambda: function(Path("/")))

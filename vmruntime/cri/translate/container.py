@@ -27,6 +27,7 @@ from vmruntime.model.container import (
     ContainerMetadata,
     ContainerSpec,
     ContainerState,
+    ContainerUser,
     Device,
     Mount,
 )
@@ -158,11 +159,7 @@ def container_status(container: Container) -> cri.ContainerStatus:
         mounts=[_mount_to_cri(mount) for mount in spec.mounts],
         log_path=spec.log_path,
         resources=cri.ContainerResources(linux=resources_to_cri(spec.resources)),
-        user=(
-            cri.ContainerUser(linux=cri.LinuxContainerUser(uid=user.uid, gid=user.gid, supplemental_groups=user.groups))
-            if user
-            else None
-        ),
+        user=_user_to_cri(user) if user else None,
         stop_signal=_signal_to_cri(container.stop_signal),
     )
 
@@ -250,6 +247,12 @@ def _mount_ids(name: str, mount: cri.Mount) -> UserNamespace | None:
     if not mount.uidMappings and not mount.gidMappings:
         return None
     return ids_from_cri(f"{name}.uidMappings", mount.uidMappings, f"{name}.gidMappings", mount.gidMappings)
+
+
+def _user_to_cri(user: ContainerUser) -> cri.ContainerUser:
+    """Return a user; among its groups the primary one, as containerd and CRI-O report it and cri-tools expects it."""
+    groups = sorted({user.gid, *user.groups})
+    return cri.ContainerUser(linux=cri.LinuxContainerUser(uid=user.uid, gid=user.gid, supplemental_groups=groups))
 
 
 def _mount_to_cri(mount: Mount) -> cri.Mount:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 
-from vmruntime.errors import InvalidArgument
+from vmruntime.errors import FailedPrecondition, InvalidArgument
 from vmruntime.model.container import SecurityContext
 
 
@@ -26,16 +27,28 @@ DEFAULT = _set("""
 """)
 
 
-def bounding(security: SecurityContext) -> list[str]:
+def of_this_process() -> tuple[str, ...]:
+    """Return the capabilities that programs this process starts can have (proc(5), CapBnd)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    mask = int(next(line.split()[1] for line in lines if line.startswith("CapBnd:")), 16)
+    return tuple(name for number, name in enumerate(ALL) if mask >> number & 1)
+
+
+def bounding(security: SecurityContext, available: Sequence[str] = ALL) -> list[str]:
     """Return the capabilities a container may have at all, in the kernel's order.
 
     "ALL" is applied before single names, adding before dropping, so `drop: [ALL], add: [CHOWN]` leaves CHOWN.
 
+    Args:
+        security: What is asked for.
+        available: Those that there are; "ALL", and being privileged, mean no more than these.
+
     Raises:
         InvalidArgument: A capability is unknown.
+        FailedPrecondition: One that is asked for by name is not available.
     """
     if security.privileged:
-        return list(ALL)
+        return [name for name in ALL if name in available]
     add = _names("capabilities.add_capabilities", security.add_capabilities)
     drop = _names("capabilities.drop_capabilities", security.drop_capabilities)
     ambient = _names("capabilities.add_ambient_capabilities", security.add_ambient_capabilities)
@@ -44,21 +57,32 @@ def bounding(security: SecurityContext) -> list[str]:
         found = set(ALL)
     if "ALL" in drop:
         found = set()
-    found |= (add | ambient) - {"ALL"}
-    found -= drop
-    return [name for name in ALL if name in found]
+    named = (add | ambient) - {"ALL"} - drop
+    for name in sorted(named - set(available)):
+        raise FailedPrecondition(
+            f"config.linux.security_context.capabilities: {name} cannot be given to a container on this host: vmruntime's"
+            " daemon does not have it",
+            remedy="start the daemon with it, or run the pod in a VM",
+        )
+    found = (found - drop) | named
+    return [name for name in ALL if name in found and name in available]
 
 
-def capability_sets(security: SecurityContext) -> dict[str, list[str]]:
+def capability_sets(security: SecurityContext, available: Sequence[str] = ALL) -> dict[str, list[str]]:
     """Return process.capabilities of the OCI configuration.
 
     For a user other than root the kernel clears effective and permitted at setuid, except for what is ambient.
     Inheritable holds only what ambient needs: more would let files' capabilities grow (CVE-2022-24769).
 
+    Args:
+        security: What is asked for.
+        available: See bounding().
+
     Raises:
         InvalidArgument: A capability is unknown.
+        FailedPrecondition: One that is asked for by name is not available.
     """
-    allowed = bounding(security)
+    allowed = bounding(security, available)
     wanted = _names("capabilities.add_ambient_capabilities", security.add_ambient_capabilities)
     ambient = [name for name in allowed if name in wanted or "ALL" in wanted]
     return {

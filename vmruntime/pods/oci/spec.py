@@ -18,7 +18,7 @@ from vmruntime.errors import InvalidArgument
 from vmruntime.model.container import ContainerSpec, SecurityContext
 from vmruntime.model.image import ImageConfig
 from vmruntime.model.sandbox import SandboxSpec
-from vmruntime.pods.oci.capabilities import capability_sets
+from vmruntime.pods.oci.capabilities import ALL, capability_sets
 from vmruntime.pods.oci.mounts import BindMount, container_mounts, root_propagation
 from vmruntime.pods.oci.process import arguments, directory, environment
 from vmruntime.pods.oci.resources import device_rules, guest_resources, resource_limits
@@ -51,6 +51,7 @@ def build_oci_spec(
     load_profile: Callable[[str], bytes],
     volumes: Sequence[BindMount] = (),
     architecture: str = platform.machine(),
+    capabilities: Sequence[str] = ALL,
 ) -> dict[str, Any]:
     """Return a container's configuration as the guest's agent expects it.
 
@@ -61,20 +62,22 @@ def build_oci_spec(
         load_profile: Reads a Localhost seccomp profile from this host.
         volumes: What to mount besides the kernel's file systems, in CRI's order.
         architecture: The guest's machine, x86_64 or aarch64.
+        capabilities: Those there are to give.
 
     Raises:
         InvalidArgument: There is no command, a capability is unknown, or a profile cannot be used.
+        FailedPrecondition: A capability that is asked for is not there to give.
     """
     security = container.security
     _check_apparmor(security)
-    capabilities = capability_sets(security)
+    given = capability_sets(security, capabilities)
     process: dict[str, Any] = {
         "terminal": container.tty,
         "user": {"uid": 0, "gid": 0},
         "args": arguments(container, image),
         "env": environment(container, image, sandbox.hostname),
         "cwd": directory(container, image),
-        "capabilities": capabilities,
+        "capabilities": given,
         "noNewPrivileges": security.no_new_privs,
         "oomScoreAdj": container.resources.oom_score_adj,
     }
@@ -89,7 +92,7 @@ def build_oci_spec(
         "readonlyPaths": _paths(security, security.readonly_paths, READONLY_PATHS),
     }
     if not security.privileged:
-        seccomp = seccomp_filter(security.seccomp, capabilities["bounding"], architecture, load_profile)
+        seccomp = seccomp_filter(security.seccomp, given["bounding"], architecture, load_profile)
         if seccomp is not None:
             linux["seccomp"] = seccomp
     return {
