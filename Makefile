@@ -11,7 +11,7 @@ LIBEXEC := /usr/local/libexec/vmruntime
 PYTEST_ARGS ?=
 ONLY ?=
 
-.PHONY: help setup system run bench test test-unit lint types protos agent kernel guest clean
+.PHONY: help setup system run bench conformance test test-unit lint types protos agent kernel guest clean
 
 help: ## list the verbs
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -59,6 +59,9 @@ test: setup ## every test: unit, contract, vm, e2e
 
 test-unit: .make/venv ## the tests that need neither root nor a VM
 	$(VENV)/bin/python -m pytest tests/unit $(PYTEST_ARGS)
+
+conformance: setup ## cri-tools' conformance suite against the daemon (CRITEST_FOCUS=regexp for some specs)
+	$(VENV)/bin/python -m pytest tests/conformance $(PYTEST_ARGS)
 
 bench: setup ## measure beside named peers (ONLY=measure for one); writes bench/results/latest.json
 	$(VENV)/bin/python -m bench $(ONLY)
