@@ -7,6 +7,8 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from vmruntime.agent import checks
 from vmruntime.agent.calls import call, messages, open_channel
 from vmruntime.agent.errors import AgentError, AgentGone, AgentLied
@@ -109,10 +111,7 @@ class AgentClient:
             image_volumes=[
                 agent_pb2.ImageVolume(layers=[_layer(name) for name in serials]) for serials in container.image_volumes
             ],
-            devices=[
-                agent_pb2.Device(path=one.path, serial=one.serial, source=one.source, permissions=one.permissions)
-                for one in container.devices
-            ],
+            devices=[agent_pb2.Device(**msgspec.structs.asdict(one)) for one in container.devices],
             all_devices=container.all_devices,
         )
         answer = await call(self._stub.CreateContainer(request, timeout=CALL_TIMEOUT))

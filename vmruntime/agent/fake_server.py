@@ -380,7 +380,19 @@ def _container(request: Any) -> GuestContainer:
         ],
         image_volumes=[[layer.serial for layer in volume.layers] for volume in request.image_volumes],
         devices=[
-            GuestDevice(path=one.path, permissions=one.permissions, serial=one.serial, source=one.source)
+            GuestDevice(
+                path=one.path,
+                permissions=one.permissions,
+                serial=one.serial,
+                source=one.source,
+                type=one.type,
+                major=one.major,
+                minor=one.minor,
+                mode=one.mode if one.HasField("mode") else None,
+                uid=one.uid if one.HasField("uid") else None,
+                gid=one.gid if one.HasField("gid") else None,
+                users=one.users,
+            )
             for one in request.devices
         ],
     )

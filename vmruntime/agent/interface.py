@@ -80,12 +80,19 @@ class GuestMemoryVolume(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class GuestDevice(msgspec.Struct, frozen=True, kw_only=True):
-    """A device node: the disk with a serial, or the guest's own node of a path."""
+    """A device node: the disk with a serial, or the guest's own node of a path; see model.container.Device."""
 
     path: str
     permissions: str
     serial: str = ""
     source: str = ""
+    type: str = ""
+    major: int = 0
+    minor: int = 0
+    mode: int | None = None
+    uid: int | None = None
+    gid: int | None = None
+    users: bool = False
 
 
 class GuestContainer(msgspec.Struct, frozen=True, kw_only=True):

@@ -47,6 +47,7 @@ def _paths(settings: Settings) -> Iterator[InvalidArgument]:
         "run": settings.run,
         "network.conf_dir": settings.network.conf_dir,
         **{f"hooks_dirs[{i}]": path for i, path in enumerate(settings.hooks_dirs)},
+        **{f"cdi_spec_dirs[{i}]": path for i, path in enumerate(settings.cdi_spec_dirs)},
         **{f"network.bin_dirs[{i}]": path for i, path in enumerate(settings.network.bin_dirs)},
     }
     optional = {

@@ -163,6 +163,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         cgroup_parent: Where pods go that kubelet gives no cgroup.
         hooks_dirs: Directories of OCI hooks, oci-hooks(5); a later one takes precedence.
         hooks_in_vms: What becomes of a container in a VM that a hook of the host matches.
+        cdi_spec_dirs: Directories of CDI files; a later one takes precedence.
     """
 
     root: str = "/var/lib/vmruntime"
@@ -174,6 +175,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     cgroup_parent: str = "/vmruntime"
     hooks_dirs: list[str] = []
     hooks_in_vms: Literal["refuse", "skip"] = "refuse"
+    cdi_spec_dirs: list[str] = msgspec.field(default_factory=lambda: ["/etc/cdi", "/var/run/cdi"])
     hypervisor: HypervisorSettings = HypervisorSettings()
     guest: GuestSettings = GuestSettings()
     images: ImageSettings = ImageSettings()

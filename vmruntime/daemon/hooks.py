@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import os
-import stat
 from collections.abc import Iterable
 from pathlib import Path
 
 import structlog
 
+from vmruntime.daemon.trusted import check_trust, read_trusted
 from vmruntime.errors import FailedPrecondition
 from vmruntime.pods.oci.hooks import MANUAL, Hook, outside, parse
 
 log = structlog.get_logger(__name__)
-
-LIMIT_BYTES = 1024 * 1024
 
 
 def load_hooks(directories: Iterable[str]) -> list[Hook]:
@@ -49,14 +47,7 @@ def warn_of_bad_hooks(directories: Iterable[str]) -> None:
 
 
 def _read(path: Path) -> Hook:
-    try:
-        _check_trust(path, "it")
-        if path.stat().st_size > LIMIT_BYTES:
-            raise FailedPrecondition(f"{path}: larger than 1 MiB", remedy=MANUAL)
-        text = path.read_bytes()
-    except OSError as error:
-        raise FailedPrecondition(f"{path}: cannot be read: {error.strerror}") from error
-    hook = parse(text, str(path))
+    hook = parse(read_trusted(path, MANUAL), str(path))
     if outside(hook):
         _check_program(path, Path(hook.command.path))
     return hook
@@ -64,15 +55,9 @@ def _read(path: Path) -> Hook:
 
 def _check_program(file: Path, program: Path) -> None:
     try:
-        _check_trust(program, f"hook.path: {program}", file)
+        check_trust(program, f"hook.path: {program}", file)
         usable = program.is_file() and os.access(program, os.X_OK)
     except OSError as error:
         raise FailedPrecondition(f"{file}: hook.path: {program}: {error.strerror}", remedy=MANUAL) from error
     if not usable:
         raise FailedPrecondition(f"{file}: hook.path: {program} is not an executable file", remedy=MANUAL)
-
-
-def _check_trust(path: Path, what: str, file: Path | None = None) -> None:
-    """Hooks run as root: what anybody may write is not run."""
-    if path.stat().st_mode & stat.S_IWOTH:
-        raise FailedPrecondition(f"{file or path}: {what} may be written by everybody", remedy=f"chmod o-w {path}")

@@ -15,6 +15,7 @@ from vmruntime.clock import SystemClock
 from vmruntime.config.settings import Settings
 from vmruntime.cri.server import CriServer
 from vmruntime.daemon.access import check_passage
+from vmruntime.daemon.cdi import load_cdi_specs
 from vmruntime.daemon.conditions import DaemonConditions
 from vmruntime.daemon.hooks import load_hooks, warn_of_bad_hooks
 from vmruntime.daemon.images import DaemonImages
@@ -122,6 +123,7 @@ async def _start(settings: Settings, paths: Paths, parts: Parts, stack: contextl
         new_id=new_id,
         paths=paths,
         load_profile=load_profile,
+        load_cdi=lambda: load_cdi_specs(settings.cdi_spec_dirs),
         hooks=Hooks(lambda: load_hooks(settings.hooks_dirs), skip_in_vms=settings.hooks_in_vms == "skip"),
     )
     stack.push_async_callback(_let_go, context)

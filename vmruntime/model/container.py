@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from typing import Any
 
 import msgspec
 
@@ -32,7 +33,10 @@ class Mount(msgspec.Struct, frozen=True, kw_only=True):
     """One CRI mount. `propagation` is private, rslave or rshared; `image` is an image volume's reference.
 
     Attributes:
+        options: More options of mount(8), such as nosuid.
         ids: Files of id N here are the container's of `ids`' outside of N; None: they keep their owners.
+        field: Its name in the request, when that is not config.mounts[N].
+        must_exist: A host path that is missing is an error, rather than made a directory.
     """
 
     container_path: str
@@ -44,14 +48,31 @@ class Mount(msgspec.Struct, frozen=True, kw_only=True):
     image_sub_path: str = ""
     options: list[str] = []
     ids: UserNamespace | None = None
+    field: str = ""
+    must_exist: bool = False
 
 
 class Device(msgspec.Struct, frozen=True, kw_only=True):
-    """A host device asked for; permissions are letters of "rwm"."""
+    """A host device asked for; permissions are letters of "rwm".
+
+    Attributes:
+        field: Its name in the request, when that is not config.devices[].
+        type, major, minor: What it is, when it need not be looked at on the host: b, c or p; empty: as on the host.
+        mode, uid, gid: Of the node in the container; None: the host's mode, and root's.
+        users: Where uid and gid are None, they are those of the container's user.
+    """
 
     container_path: str
     host_path: str
     permissions: str
+    field: str = ""
+    type: str = ""
+    major: int = 0
+    minor: int = 0
+    mode: int | None = None
+    uid: int | None = None
+    gid: int | None = None
+    users: bool = False
 
 
 class SecurityProfile(msgspec.Struct, frozen=True, kw_only=True):
@@ -115,6 +136,22 @@ class ContainerSpec(msgspec.Struct, frozen=True, kw_only=True):
     stop_signal: str = ""
 
 
+class ContainerEdits(msgspec.Struct, frozen=True, kw_only=True):
+    """What devices named by CDI add to a container; a later one of the same variable or place wins over an earlier one.
+
+    Attributes:
+        envs: (name, value) in order.
+        groups: Supplemental groups.
+        hooks: The member "hooks" of an OCI configuration.
+    """
+
+    envs: list[tuple[str, str]] = []
+    mounts: list[Mount] = []
+    devices: list[Device] = []
+    groups: list[int] = []
+    hooks: dict[str, list[dict[str, Any]]] = {}
+
+
 class ContainerUser(msgspec.Struct, frozen=True, kw_only=True):
     """The ids a container's first process runs with."""
 
@@ -131,6 +168,7 @@ class Container(msgspec.Struct, frozen=True, kw_only=True):
         image_ref: The digest reference reported as ContainerStatus.image_ref.
         volume_image_ids: Ids of the images that are mounted as volumes.
         stop_signal: The signal StopContainer sends first, by number.
+        edits: What its CDI devices add to the specification.
         reason: Completed, Error, OOMKilled or what happened to the VM.
     """
 
@@ -144,6 +182,7 @@ class Container(msgspec.Struct, frozen=True, kw_only=True):
     volume_image_ids: list[str] = []
     layers: list[str] = []
     stop_signal: int = 15
+    edits: ContainerEdits = ContainerEdits()
     user: ContainerUser | None = None
     pid: int = 0
     started_at: int = 0
@@ -151,6 +190,19 @@ class Container(msgspec.Struct, frozen=True, kw_only=True):
     exit_code: int = 0
     reason: str = ""
     message: str = ""
+
+    @property
+    def edited(self) -> ContainerSpec:
+        """What CRI asked for, with everything but hooks of what its CDI devices add."""
+        spec, edits = self.spec, self.edits
+        groups = dict.fromkeys([*spec.security.supplemental_groups, *edits.groups])
+        return msgspec.structs.replace(
+            spec,
+            envs=[*spec.envs, *edits.envs],
+            mounts=[*spec.mounts, *edits.mounts],
+            devices=[*spec.devices, *edits.devices],
+            security=msgspec.structs.replace(spec.security, supplemental_groups=list(groups)),
+        )
 
     @property
     def image_ids(self) -> list[str]:

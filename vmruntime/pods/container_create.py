@@ -11,10 +11,11 @@ import structlog
 from vmruntime import tracing
 from vmruntime.agent.errors import AgentError, AgentGone
 from vmruntime.agent.interface import GuestContainer, PidMode
-from vmruntime.errors import AlreadyExists, Code, FailedPrecondition, NotFound, Unimplemented, VmruntimeError
+from vmruntime.errors import AlreadyExists, Code, FailedPrecondition, NotFound, VmruntimeError
 from vmruntime.model.container import Container, ContainerSpec, ContainerState, ContainerUser
 from vmruntime.model.image import Image
 from vmruntime.model.sandbox import NamespaceMode, Sandbox, SandboxKind, SandboxState
+from vmruntime.pods.container_cdi import cdi_edits
 from vmruntime.pods.container_hooks import add_hooks, told_hook
 from vmruntime.pods.container_remove import delete_in_guest
 from vmruntime.pods.container_volumes import ContainerVolumes, attach_volumes, tell_agent, volume_images
@@ -50,7 +51,6 @@ async def create_container(context: Context, sandbox_id: str, spec: ContainerSpe
         sandbox = context.registry.sandbox(sandbox_id)
         if sandbox.state is not SandboxState.READY:
             raise FailedPrecondition(f"the sandbox {sandbox_id} is {sandbox.state.value}: {sandbox.reason}")
-        _refuse_unsupported(spec)
         container_id = context.new_id()
         held = stack.pop_all()
 
@@ -79,12 +79,6 @@ def _hand_over(context: Context, other: Container, spec: ContainerSpec) -> str:
     )
 
 
-def _refuse_unsupported(spec: ContainerSpec) -> None:
-    """Refuse, naming the field, what containers cannot have in this version."""
-    if spec.cdi_devices:
-        raise Unimplemented(f"config.CDI_devices: {spec.cdi_devices[0]!r}: CDI is not built yet")
-
-
 async def _create(context: Context, sandbox: Sandbox, container_id: str, spec: ContainerSpec) -> None:
     image = context.images.status(spec.image)
     if image is None:
@@ -101,6 +95,7 @@ async def _create(context: Context, sandbox: Sandbox, container_id: str, spec: C
         volume_image_ids=[one.id for one in mounted],
         layers=[layer.diff_id for one in (image, *mounted) for layer in one.layers],
         stop_signal=stop_signal(spec, image.config),
+        edits=await cdi_edits(context, sandbox, spec),
     )
     note_made(context, container)
     live = context.running(sandbox.id)
@@ -164,7 +159,7 @@ async def guest_container(
     context: Context, running: RunningSandbox, container: Container, image: Image, volumes: ContainerVolumes
 ) -> GuestContainer:
     """Return what the agent needs to create a container."""
-    spec = container.spec
+    spec = container.edited
     sandbox = context.registry.sandbox(container.sandbox_id)
     user, groups, image_groups = resolve_user(spec.security, image.config)
     oci_spec = build_oci_spec(

@@ -40,7 +40,7 @@ async def add_hooks(context: Context, sandbox: Sandbox, container: Container, oc
     if sandbox.spec.kind is not SandboxKind.HOST:
         _tell_unfit(context, container, found)
         stages = (IN_CONTAINER,)
-    if member := oci_hooks(found, stages):
+    if member := _joined(container.edits.hooks, oci_hooks(found, stages)):
         oci_spec["hooks"] = member
         output = {}
         if sandbox.spec.kind is SandboxKind.HOST:
@@ -49,6 +49,11 @@ async def add_hooks(context: Context, sandbox: Sandbox, container: Container, oc
             output = {"run.oci.hooks.stdout": path, "run.oci.hooks.stderr": path}
         oci_spec["annotations"] = {**oci_spec["annotations"], **identity, **output}
         log.info("hooks", container=container.id, stages={stage: len(entries) for stage, entries in member.items()})
+
+
+def _joined(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    """Return two members "hooks" as one; those of devices come first."""
+    return {stage: [*one.get(stage, []), *other.get(stage, [])] for stage in {**one, **other}}
 
 
 async def told_hook(context: Context, container: Container, error: AgentError) -> AgentError:

@@ -47,19 +47,18 @@ def volume_images(context: Context, spec: ContainerSpec) -> list[Image]:
 
 async def attach_volumes(live: Live, container: Container, images: list[Image]) -> ContainerVolumes:
     """Make a container's volumes and devices visible in its sandbox."""
-    published = await live.running.publish_volumes(container.id, container.spec.mounts)
-    devices = await live.running.attach_devices(container.spec.devices)
-    return ContainerVolumes(
-        binds=_binds(container.spec, published), published=published, images=images, devices=devices
-    )
+    spec = container.edited
+    published = await live.running.publish_volumes(container.id, spec.mounts)
+    devices = await live.running.attach_devices(spec.devices)
+    return ContainerVolumes(binds=_binds(spec, published), published=published, images=images, devices=devices)
 
 
 async def detach_volumes(context: Context, live: Live, container: Container) -> None:
     """Take them away again; a device that another container of the pod has stays."""
     await live.running.withdraw_volumes(container.id)
     others = context.registry.containers_of(container.sandbox_id, hidden=True)
-    used = {device.host_path for other in others if other.id != container.id for device in other.spec.devices}
-    unused = [device for device in container.spec.devices if device.host_path not in used]
+    used = {device.host_path for other in others if other.id != container.id for device in other.edited.devices}
+    unused = [device for device in container.edited.devices if device.host_path not in used]
     if unused:
         await live.running.release_devices(unused)
 
@@ -91,6 +90,7 @@ def _binds(spec: ContainerSpec, published: Published) -> list[BindMount]:
                 readonly=found.readonly,
                 propagation=found.propagation,
                 recursive_readonly=mount.recursive_readonly,
+                options=mount.options,
             )
         )
     return binds

@@ -14,6 +14,7 @@ from vmruntime.errors import FailedPrecondition
 from vmruntime.model.sandbox import Sandbox, SandboxKind
 from vmruntime.paths import Paths
 from vmruntime.pods.log_pump import LogPump
+from vmruntime.pods.oci.cdi import CdiSpecs
 from vmruntime.pods.oci.hooks import Hook
 from vmruntime.pods.ports import Images, Network
 from vmruntime.pods.registry import Registry
@@ -68,6 +69,7 @@ class Context:
     """Everything a use case may touch.
 
     Attributes:
+        load_cdi: Reads the CDI files of this host; it blocks.
         live: Running sandboxes by id.
         handover: Ids of sandboxes and containers whose creator went away before it was told of them.
     """
@@ -81,6 +83,7 @@ class Context:
     new_id: Callable[[], str]
     paths: Paths
     load_profile: Callable[[str], bytes]
+    load_cdi: Callable[[], CdiSpecs] = CdiSpecs
     hooks: Hooks = dataclasses.field(default_factory=Hooks)
     scope: TaskScope = dataclasses.field(default_factory=lambda: TaskScope("pods"))
     locks: Locks = dataclasses.field(default_factory=Locks)

@@ -28,7 +28,7 @@ from vmruntime.model.stats import HostUsage
 from vmruntime.paths import Paths
 from vmruntime.sandboxes import scratch
 from vmruntime.sandboxes.cgroup import cgroup_path
-from vmruntime.sandboxes.interface import LayerDisk, Published
+from vmruntime.sandboxes.interface import LayerDisk, Published, guest_device
 from vmruntime.sandboxes.ledger import OwnedResources, process_identity
 from vmruntime.sandboxes.size import HOST_OVERHEAD_MIB, MIB, size_for
 from vmruntime.sandboxes.vm_devices import block_disk, device_serial
@@ -130,10 +130,7 @@ class ContainerVm:
                     if serial not in self._attached:
                         await self._vm.attach_disk(disk)
                         self._attached.add(serial)
-            source = "" if serial else device.host_path
-            found.append(
-                GuestDevice(path=device.container_path, permissions=device.permissions, serial=serial, source=source)
-            )
+            found.append(guest_device(device, serial))
         return found
 
     async def release_devices(self, devices: Sequence[Device]) -> None:

@@ -32,11 +32,11 @@ from vmruntime.model.stats import HostUsage
 from vmruntime.paths import Paths
 from vmruntime.sandboxes.cgroup import UNIFIED, cgroup_path, is_hybrid
 from vmruntime.sandboxes.host_programs import HostPrograms
-from vmruntime.sandboxes.interface import LayerDisk, Published, VolumeSource
+from vmruntime.sandboxes.interface import LayerDisk, Published, VolumeSource, guest_device
 from vmruntime.sandboxes.ledger import OwnedResources, process_identity
 from vmruntime.volumes.mounting import Flag, detach, map_ids, mount
 from vmruntime.volumes.share import open_share, publish, withdraw
-from vmruntime.volumes.survey import SharedVolume, host_path, shared_volume
+from vmruntime.volumes.survey import SharedVolume, host_path, mount_field, shared_volume
 
 log = structlog.get_logger(__name__)
 
@@ -117,9 +117,7 @@ class HostSandbox:
 
     async def attach_devices(self, devices: Sequence[Device]) -> list[GuestDevice]:
         """Return the host's devices."""
-        return [
-            GuestDevice(path=one.container_path, permissions=one.permissions, source=one.host_path) for one in devices
-        ]
+        return [guest_device(one) for one in devices]
 
     async def release_devices(self, devices: Sequence[Device]) -> None:
         """Do nothing: they are the host's."""
@@ -337,8 +335,8 @@ def _sources(mounts: list[Mount], directory: Path) -> tuple[list[VolumeSource], 
     for number, one in enumerate(mounts):
         if one.image:
             continue
-        field = f"config.mounts[{number}]"
-        path = host_path(f"{field}.host_path", one.host_path)
+        field = mount_field(number, one)
+        path = host_path(field, one)
         if one.ids is not None:
             if one.propagation == "rshared":
                 raise Unimplemented(

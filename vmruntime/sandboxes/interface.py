@@ -51,6 +51,23 @@ class Published(msgspec.Struct, frozen=True, kw_only=True):
     memory: list[GuestMemoryVolume] = []
 
 
+def guest_device(device: Device, serial: str = "") -> GuestDevice:
+    """Return a device as the agent is told of it: the disk with a serial, else the node of the same path as on the host."""
+    return GuestDevice(
+        path=device.container_path,
+        permissions=device.permissions,
+        serial=serial,
+        source="" if serial else device.host_path,
+        type="" if serial else device.type,
+        major=device.major,
+        minor=device.minor,
+        mode=device.mode,
+        uid=device.uid,
+        gid=device.gid,
+        users=device.users,
+    )
+
+
 class RunningSandbox(Protocol):
     """A sandbox whose agent answers."""
 

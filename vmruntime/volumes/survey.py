@@ -73,7 +73,12 @@ def survey(wanted: Sequence[Mount]) -> list[Volume]:
         FailedPrecondition: The host's kernel or mount cannot do what is asked.
     """
     entries = mounts()
-    return [_look(f"config.mounts[{i}]", mount, entries) for i, mount in enumerate(wanted) if not mount.image]
+    return [_look(mount_field(i, mount), mount, entries) for i, mount in enumerate(wanted) if not mount.image]
+
+
+def mount_field(number: int, mount: Mount) -> str:
+    """Return a mount's name in the request."""
+    return mount.field or f"config.mounts[{number}]"
 
 
 def _look(field: str, mount: Mount, entries: list[MountEntry]) -> Volume:
@@ -83,7 +88,7 @@ def _look(field: str, mount: Mount, entries: list[MountEntry]) -> Volume:
             " VM makes cannot appear on the host",
             remedy="annotate the pod with vmruntime.io/kind: host, or use HostToContainer",
         )
-    source = host_path(f"{field}.host_path", mount.host_path)
+    source = host_path(field, mount)
     return _memory_volume(mount, source, entries) or shared_volume(field, mount, source, entries)
 
 
@@ -159,15 +164,16 @@ def volume_key(source: str) -> str:
     return hashlib.sha256(source.encode(errors="surrogateescape")).hexdigest()[:16]
 
 
-def host_path(field: str, path: str) -> str:
-    """Return a path of the host without symbolic links; a missing one is made a directory. Blocks.
+def host_path(field: str, mount: Mount) -> str:
+    """Return a mount's path of the host without symbolic links; a missing one is made a directory. Blocks.
 
     Raises:
-        InvalidArgument: It cannot be used.
+        InvalidArgument: It cannot be used, or has to exist and does not.
     """
+    field, path = field if mount.field else f"{field}.host_path", mount.host_path
     try:
         source = os.path.realpath(path)
-        if not os.path.lexists(source):
+        if not os.path.lexists(source) and not mount.must_exist:
             Path(source).mkdir(mode=0o755, parents=True, exist_ok=True)
         os.stat(source)
         return source

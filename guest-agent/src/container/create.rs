@@ -111,16 +111,17 @@ async fn assemble(
     rootfs::assemble(paths, &request.id, layers.own, root, agent.mounter.as_ref())?;
     phases.mark("rootfs");
     mount_volumes(agent, request, layers.volumes).await?;
-    let mut devices = devices::find(&request.devices, root).await?;
+    let identity = identify(agent, request, spec)?;
+    let mut devices = devices::find(&request.devices, &identity).await?;
     if request.all_devices {
         devices.extend(devices::all(&devices));
     }
     phases.mark("volumes");
-    let identity = identify(agent, request, spec)?;
     let namespaces = agent.sandbox.namespaces();
     let owner = agent.sandbox.owner(identity.uid, identity.gid)?;
     if let Some(user) = namespaces.user() {
         identity.groups.iter().try_for_each(|group| user.group(*group).map(drop))?;
+        devices::give(&devices, user)?;
     }
     let adaptation = Adaptation {
         id: &request.id,

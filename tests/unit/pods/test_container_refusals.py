@@ -15,7 +15,6 @@ from vmruntime.errors import (
     FailedPrecondition,
     InvalidArgument,
     NotFound,
-    Unimplemented,
 )
 from vmruntime.model.container import ContainerState, SecurityContext
 from vmruntime.model.resources import LinuxResources
@@ -39,7 +38,7 @@ async def test_a_sandbox_that_is_not_there(daemon: Daemon) -> None:
 @pytest.mark.parametrize(
     ("fields", "error", "words"),
     [
-        ({"cdi_devices": ["vendor.com/gpu=0"]}, Unimplemented, "CDI_devices: 'vendor.com/gpu=0'"),
+        ({"cdi_devices": ["vendor.com/gpu=0"]}, NotFound, r"CDI_devices\[0\].name: 'vendor.com/gpu=0'"),
         (
             {"security": SecurityContext(namespaces=Namespaces(pid=NamespaceMode.NODE))},
             FailedPrecondition,

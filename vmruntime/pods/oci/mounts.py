@@ -10,13 +10,14 @@ import msgspec
 
 
 class BindMount(msgspec.Struct, frozen=True, kw_only=True):
-    """A volume as the OCI runtime mounts it; `propagation` is private, rslave or rshared."""
+    """A volume as the OCI runtime mounts it; `propagation` is private, rslave or rshared, `options` are more flags."""
 
     destination: str
     source: str
     readonly: bool
     propagation: str = "private"
     recursive_readonly: bool = False
+    options: list[str] = []
 
 
 def root_propagation(volumes: Sequence[BindMount]) -> str:
@@ -54,7 +55,7 @@ def _bind(volume: BindMount) -> dict[str, Any]:
     propagation = "rprivate" if volume.propagation == "private" else volume.propagation
     # rro is of the OCI runtime specification 1.1: the mounts below as well.
     access = "rw" if not volume.readonly else "rro" if volume.recursive_readonly else "ro"
-    options = ["rbind", propagation, access]
+    options = ["rbind", propagation, access, *volume.options]
     return {"destination": volume.destination, "type": "bind", "source": volume.source, "options": options}
 
 
