@@ -109,6 +109,13 @@ class PortMapping(msgspec.Struct, frozen=True, kw_only=True):
     host_ip: str = ""
 
 
+class Bandwidth(msgspec.Struct, frozen=True, kw_only=True):
+    """Limits of a pod's traffic in bits per second, to the pod and from it; 0: none."""
+
+    ingress: int = 0
+    egress: int = 0
+
+
 class SandboxSpec(msgspec.Struct, frozen=True, kw_only=True):
     """What RunPodSandbox asked for.
 
@@ -128,6 +135,7 @@ class SandboxSpec(msgspec.Struct, frozen=True, kw_only=True):
     log_directory: str = ""
     dns: Dns = Dns()
     port_mappings: list[PortMapping] = []
+    bandwidth: Bandwidth = Bandwidth()
     labels: dict[str, str] = {}
     annotations: dict[str, str] = {}
     cgroup_parent: str = ""

@@ -10,6 +10,13 @@ from typing import Any
 from vmruntime.model.sandbox import Sandbox, SandboxSpec
 
 PORT_MAPPINGS = "portMappings"
+BANDWIDTH = "bandwidth"
+DNS = "dns"
+POD_ANNOTATIONS = "io.kubernetes.cri.pod-annotations"
+
+BURST_SECONDS = 0.1
+LEAST_BURST = 8 * 128 * 1024  # bits: two of the largest packets that segmentation offload makes
+MOST_BURST = 2**31 - 1  # bits; the plugin's counter has 32 of them
 
 
 def cni_args(sandbox: Sandbox) -> str:
@@ -27,7 +34,18 @@ def cni_args(sandbox: Sandbox) -> str:
 
 def capabilities(spec: SandboxSpec) -> dict[str, Any]:
     """Return the arguments of each capability that the pod makes use of."""
-    ports = [
+    dns = {"servers": spec.dns.servers, "searches": spec.dns.searches, "options": spec.dns.options}
+    arguments: dict[str, Any] = {
+        PORT_MAPPINGS: _port_mappings(spec),
+        BANDWIDTH: _bandwidth(spec),
+        DNS: {key: words for key, words in dns.items() if words},
+        POD_ANNOTATIONS: spec.annotations,
+    }
+    return {key: value for key, value in arguments.items() if value}
+
+
+def _port_mappings(spec: SandboxSpec) -> list[dict[str, Any]]:
+    return [
         {
             "hostPort": mapping.host_port,
             "containerPort": mapping.container_port,
@@ -37,4 +55,12 @@ def capabilities(spec: SandboxSpec) -> dict[str, Any]:
         for mapping in spec.port_mappings
         if mapping.host_port > 0
     ]
-    return {PORT_MAPPINGS: ports} if ports else {}
+
+
+def _bandwidth(spec: SandboxSpec) -> dict[str, int]:
+    limits: dict[str, int] = {}
+    for direction, rate in (("ingress", spec.bandwidth.ingress), ("egress", spec.bandwidth.egress)):
+        if rate:
+            limits[f"{direction}Rate"] = rate
+            limits[f"{direction}Burst"] = min(max(int(rate * BURST_SECONDS), LEAST_BURST), MOST_BURST)
+    return limits

@@ -65,6 +65,11 @@ class NetworkConf(msgspec.Struct, frozen=True, kw_only=True):
                 names[ipam["type"]] = None
         return list(names)
 
+    @property
+    def capabilities(self) -> set[str]:
+        """The capabilities that at least one plugin has."""
+        return {key for plugin in self.plugins for key, on in (plugin.get("capabilities") or {}).items() if on}
+
     def at_least(self, version: str) -> bool:
         """Whether the network speaks `version` of the protocol or a later one."""
         return SUPPORTED_VERSIONS.index(self.cni_version) >= SUPPORTED_VERSIONS.index(version)

@@ -14,7 +14,7 @@ from vmruntime.model.sandbox import NetworkInterface, PodNetwork, Sandbox, Sandb
 from vmruntime.network import conf as configuration
 from vmruntime.network import netns
 from vmruntime.network.attachments import Attachment, Attachments
-from vmruntime.network.capabilities import capabilities, cni_args
+from vmruntime.network.capabilities import BANDWIDTH, PORT_MAPPINGS, capabilities, cni_args
 from vmruntime.network.cni import Cni
 from vmruntime.network.errors import NetworkConfigError, NetworkError
 from vmruntime.network.plugins import Plugins
@@ -68,6 +68,9 @@ class NetworkService:
             args=cni_args(sandbox),
             capabilities=capabilities(sandbox.spec),
         )
+        unheard = {PORT_MAPPINGS, BANDWIDTH} & attachment.capabilities.keys() - conf.capabilities
+        if unheard:
+            log.warning("the pod's network does not do what it asks for", sandbox=sandbox.id, lacks=sorted(unheard))
         taps: list[TapHandle] = []
         try:
             await self._attachments.save(attachment)  # first, so that DEL can always be run

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.unit.network.conftest import SANDBOX_ID, sandbox
-from vmruntime.model.sandbox import PortMapping, Sandbox, SandboxMetadata, SandboxSpec, SandboxState
+from vmruntime.model.sandbox import Bandwidth, Dns, PortMapping, Sandbox, SandboxMetadata, SandboxSpec, SandboxState
 from vmruntime.network.capabilities import capabilities, cni_args
 
 
@@ -40,3 +40,26 @@ def test_host_ports() -> None:
         ]
     }
     assert capabilities(sandbox().spec) == {}
+
+
+@pytest.mark.parametrize(
+    ("bandwidth", "arguments"),
+    [
+        (Bandwidth(ingress=100_000_000), {"ingressRate": 100_000_000, "ingressBurst": 10_000_000}),
+        (Bandwidth(egress=1000), {"egressRate": 1000, "egressBurst": 1_048_576}),
+        (
+            Bandwidth(ingress=10**15, egress=20_000_000),
+            {"ingressRate": 10**15, "ingressBurst": 2**31 - 1, "egressRate": 20_000_000, "egressBurst": 2_000_000},
+        ),
+    ],
+)
+def test_bandwidth(bandwidth: Bandwidth, arguments: dict[str, int]) -> None:
+    assert capabilities(sandbox(bandwidth=bandwidth).spec) == {"bandwidth": arguments}
+
+
+def test_what_only_some_plugins_want_to_know() -> None:
+    dns = Dns(servers=["10.0.0.10"], options=["ndots:5"])
+    assert capabilities(sandbox(dns=dns, annotations={"a": "b"}).spec) == {
+        "dns": {"servers": ["10.0.0.10"], "options": ["ndots:5"]},
+        "io.kubernetes.cri.pod-annotations": {"a": "b"},
+    }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 
+from vmruntime.cri.translate.bandwidth import bandwidth_from_annotations
 from vmruntime.cri.translate.checks import (
     LIST_LIMIT,
     NAME_LIMIT,
@@ -175,6 +176,7 @@ def sandbox_from_cri(
         log_directory=_log_directory(config.log_directory),
         dns=_dns("config.dns_config", config.dns_config),
         port_mappings=_port_mappings("config.port_mappings", config),
+        bandwidth=bandwidth_from_annotations(annotations),
         labels=text_map("config.labels", config.labels),
         annotations=annotations,
         cgroup_parent=_cgroup_parent("config.linux.cgroup_parent", linux.cgroup_parent),
