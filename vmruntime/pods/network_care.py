@@ -33,7 +33,7 @@ async def check_networks(context: Context) -> None:
         if sandbox.state is SandboxState.READY:
             said = await check_network(context, sandbox.id)
             if said not in (GOOD, NOT_CHECKED):
-                log.warning("a pod's network is not as it was made", sandbox=sandbox.id, why=said)
+                log.warning("a pod's network is not as it was made, says CHECK", sandbox=sandbox.id, why=said)
 
 
 async def check_network(context: Context, sandbox_id: str) -> str:
