@@ -137,7 +137,8 @@ async def test_life_of_a_container(rig: Rig) -> None:
     assert (status.image_id, status.image_ref.split("@")[0]) == (IMAGE_ID, "docker.io/library/busybox")
     assert status.log_path == "/var/log/pods/web/main/0.log"
     assert (status.labels, status.annotations) == ({"x": "y"}, {"c": "d"})
-    assert (status.user.linux.uid, status.user.linux.gid, status.user.linux.supplemental_groups) == (1000, 1001, [1002])
+    user = status.user.linux
+    assert (user.uid, user.gid, user.supplemental_groups) == (1000, 1001, [1001, 1002])
     assert status.stop_signal == cri.SIGNAL_SIGQUIT
     assert json.loads(answer.info["info"])["pid"] == 42
     await rig.runtime.StopContainer(cri.StopContainerRequest(container_id=container_id, timeout=7))
