@@ -174,6 +174,12 @@ def test_statistics_and_metrics_of_pods(daemon: Daemon, image: str, pod: str) ->
     (metrics,) = daemon.runtime.ListPodSandboxMetrics(cri.ListPodSandboxMetricsRequest()).pod_metrics
     everything = [*metrics.metrics, *(one for group in metrics.container_metrics for one in group.metrics)]
     assert all(len(one.label_values) == len(keys[one.name]) for one in everything)
+    assert {one.name for one in everything} == set(keys)
+    value = {one.name: one.value.value for one in metrics.container_metrics[-1].metrics}
+    assert value["container_processes"] == value["container_threads"] == 1
+    assert value["container_file_descriptors"] >= 3
+    assert value["container_memory_max_usage_bytes"] >= value["container_memory_rss"] > 0
+    assert value["container_fs_inodes_total"] > value["container_fs_inodes_free"] > 0
     cpu = [one for one in everything if one.name == "container_cpu_usage_seconds_total"]
     labels = [dict(zip(keys[one.name], one.label_values, strict=True)) for one in cpu]
     assert {"pod": "resources", "namespace": "test", "container": "busy"}.items() <= labels[-1].items()

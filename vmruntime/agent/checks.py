@@ -6,7 +6,6 @@ from vmruntime.agent.errors import AgentLied
 from vmruntime.agent.interface import RECORD_LIMIT, GuestContainerState, GuestPhase
 from vmruntime.generated import agent_pb2
 from vmruntime.model.output import OutputRecord
-from vmruntime.model.stats import InterfaceUsage
 
 TEXT_LIMIT = 4096
 NS_LIMIT = 1 << 63
@@ -62,17 +61,4 @@ def output_record(message: agent_pb2.OutputRecord, expected_seq: int) -> OutputR
         number(message.time_unix_ns, "a record's time", 0, NS_LIMIT),
         message.partial,
         message.data,
-    )
-
-
-def interface_usage(message: agent_pb2.NetworkStats) -> InterfaceUsage:
-    """Return an interface's counters."""
-    return InterfaceUsage(
-        name=text(message.name, "an interface's name", 15),
-        rx_bytes=message.rx_bytes,
-        rx_errors=message.rx_errors,
-        rx_packets=message.rx_packets,
-        tx_bytes=message.tx_bytes,
-        tx_errors=message.tx_errors,
-        tx_packets=message.tx_packets,
     )

@@ -21,11 +21,12 @@ from vmruntime.agent.interface import (
     OutputReader,
 )
 from vmruntime.agent.streams import AttachStream, ExecStream, PortStream
+from vmruntime.agent.usage import guest_usage
 from vmruntime.generated import agent_pb2, agent_pb2_grpc
 from vmruntime.model.container import ContainerUser
 from vmruntime.model.output import OutputRecord
 from vmruntime.model.sandbox import UserNamespace
-from vmruntime.model.stats import ContainerUsage, GuestUsage
+from vmruntime.model.stats import GuestUsage
 from vmruntime.model.streams import AttachSpec, ExecSpec
 
 PROTOCOL = 1
@@ -214,31 +215,7 @@ class AgentClient:
         """Return what the sandbox and containers use."""
         request = agent_pb2.StatsRequest(container_ids=container_ids)
         answer = await call(self._stub.Stats(request, timeout=CALL_TIMEOUT))
-        containers = [
-            ContainerUsage(
-                id=checks.text(one.id, "a container's id", 128),
-                time=checks.number(answer.time_unix_ns, "the time", 0, checks.NS_LIMIT),
-                cpu_ns=one.cpu_usage_ns,
-                memory_usage=one.memory_usage_bytes,
-                memory_working_set=one.memory_working_set_bytes,
-                memory_rss=one.memory_rss_bytes,
-                memory_limit=one.memory_limit_bytes,
-                page_faults=one.memory_page_faults,
-                major_page_faults=one.memory_major_page_faults,
-                swap_usage=one.swap_usage_bytes,
-                pids=one.pids,
-                writable_bytes=one.writable_layer_bytes,
-                writable_inodes=one.writable_layer_inodes,
-            )
-            for one in answer.containers
-        ]
-        return GuestUsage(
-            time=checks.number(answer.time_unix_ns, "the time", 0, checks.NS_LIMIT),
-            containers=containers,
-            interfaces=[checks.interface_usage(one) for one in answer.network[:64]],
-            memory_total=answer.guest_memory_total_bytes,
-            memory_available=answer.guest_memory_available_bytes,
-        )
+        return guest_usage(answer)
 
     async def update(self, container_id: str, resources: bytes) -> None:
         """Change a container's limits."""

@@ -11,6 +11,7 @@ pub mod crun;
 pub mod descendants;
 pub mod devices;
 pub mod exec;
+mod measure;
 pub mod oom;
 pub mod passwd;
 pub mod pod_init;

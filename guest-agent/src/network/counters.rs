@@ -37,6 +37,8 @@ fn read_one(directory: &Path, name: String) -> NetworkStats {
         tx_errors: counter("tx_errors"),
         rx_packets: counter("rx_packets"),
         tx_packets: counter("tx_packets"),
+        rx_dropped: counter("rx_dropped"),
+        tx_dropped: counter("tx_dropped"),
     }
 }
 

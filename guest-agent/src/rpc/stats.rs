@@ -17,16 +17,17 @@ pub async fn call(agent: &Agent, request: &StatsRequest) -> Result<StatsResponse
         containers.push(of_container(agent, container).await);
     }
     let (guest_memory_total_bytes, guest_memory_available_bytes) = memory();
-    let (scratch_total_bytes, scratch_used_bytes) =
-        usage::file_system(&agent.config.paths.scratch()).unwrap_or_default();
+    let scratch = usage::file_system(&agent.config.paths.scratch()).unwrap_or_default();
     Ok(StatsResponse {
         time_unix_ns: clock::unix_ns(),
         containers,
         guest_memory_total_bytes,
         guest_memory_available_bytes,
         network: counters::read(&agent.sysfs()),
-        scratch_total_bytes,
-        scratch_used_bytes,
+        scratch_total_bytes: scratch.bytes,
+        scratch_used_bytes: scratch.bytes_used,
+        scratch_inodes: scratch.inodes,
+        scratch_inodes_free: scratch.inodes_free,
     })
 }
 
@@ -43,21 +44,12 @@ fn wanted(agent: &Agent, ids: &[String]) -> Result<Vec<Arc<Container>>> {
 }
 
 async fn of_container(agent: &Agent, container: &Container) -> ContainerStats {
-    let numbers = container.cgroup.numbers();
     let usage = writable_layer(agent, container).await;
     ContainerStats {
         id: container.id.clone(),
-        cpu_usage_ns: numbers.cpu_usage_ns,
-        memory_usage_bytes: numbers.memory,
-        memory_working_set_bytes: numbers.working_set,
-        memory_rss_bytes: numbers.anonymous,
-        memory_page_faults: numbers.page_faults,
-        memory_major_page_faults: numbers.major_page_faults,
-        memory_limit_bytes: numbers.memory_limit,
-        swap_usage_bytes: numbers.swap,
-        pids: numbers.pids,
         writable_layer_bytes: usage.bytes,
         writable_layer_inodes: usage.inodes,
+        ..container.cgroup.stats()
     }
 }
 

@@ -61,12 +61,26 @@ pub fn walk(root: &Path) -> Usage {
     usage
 }
 
-/// (total, used) bytes of the file system a path is on.
-pub fn file_system(path: &Path) -> Option<(u64, u64)> {
+/// What a file system has, and has left.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Space {
+    pub bytes: u64,
+    pub bytes_used: u64,
+    pub inodes: u64,
+    pub inodes_free: u64,
+}
+
+/// The space of the file system that a path is on.
+pub fn file_system(path: &Path) -> Option<Space> {
     let state = statvfs(path).ok()?;
     let unit = state.fragment_size();
     let used = state.blocks().saturating_sub(state.blocks_free());
-    Some((state.blocks() * unit, used * unit))
+    Some(Space {
+        bytes: state.blocks() * unit,
+        bytes_used: used * unit,
+        inodes: state.files(),
+        inodes_free: state.files_free(),
+    })
 }
 
 #[cfg(test)]
