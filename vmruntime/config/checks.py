@@ -38,6 +38,8 @@ def problems(settings: Settings) -> Iterator[InvalidArgument]:
     yield from _images(settings)
     yield from _network(settings)
     yield from _streaming(settings)
+    if settings.metrics.address:
+        yield from _address("metrics.address", settings.metrics.address)
     yield from _tracing(settings)
 
 
@@ -155,12 +157,16 @@ def _subnet(text: str) -> Iterator[InvalidArgument]:
         yield _field(key, text, "cannot be a pod network", remedy="such as 10.88.0.0/16")
 
 
+def _address(key: str, text: str) -> Iterator[InvalidArgument]:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        yield _field(key, text, "is not an IP address", remedy="such as 127.0.0.1")
+
+
 def _streaming(settings: Settings) -> Iterator[InvalidArgument]:
     streaming = settings.streaming
-    try:
-        ipaddress.ip_address(streaming.address)
-    except ValueError:
-        yield _field("streaming.address", streaming.address, "is not an IP address", remedy="such as 127.0.0.1")
+    yield from _address("streaming.address", streaming.address)
     if bool(streaming.tls_cert) != bool(streaming.tls_key):
         missing = "tls_key" if streaming.tls_cert else "tls_cert"
         yield _field(f"streaming.{missing}", "", "is missing", remedy="TLS needs both a certificate and its key")

@@ -130,7 +130,7 @@ async def _start(settings: Settings, paths: Paths, parts: Parts, stack: contextl
     await recover(context)
     if settings.images.prune_after_days:
         context.scope.start(prune_old(images, settings.images.prune_after_days), "unused images")
-    stack.enter_context(serve_metrics(settings.metrics, registry))
+    stack.enter_context(serve_metrics(settings.metrics, registry, images, hypervisor))
     pods = PodService(context)
     streaming = StreamingServer(pods, settings.streaming, clock)
     await streaming.start()

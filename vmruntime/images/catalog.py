@@ -22,8 +22,8 @@ class Catalog:
         self._names = {name: image.id for image in self._images.values() for name in _names(image)}
 
     def all(self) -> list[Image]:
-        """Return all images, oldest first."""
-        return sorted(self._images.values(), key=lambda image: (image.created_at, image.id))
+        """Return all images, oldest first. May be called in any thread."""
+        return sorted(tuple(self._images.values()), key=lambda image: (image.created_at, image.id))
 
     def get(self, image_id: str) -> Image | None:
         """Return the image of a full id."""

@@ -85,8 +85,9 @@ class LayerStore:
         self._holds.pop(owner, None)
 
     def usage(self) -> tuple[int, int]:
-        """Return the bytes and inodes that layers take."""
-        return sum(layer.size for layer in self._layers.values()), len(self._layers)
+        """Return the bytes and inodes that layers take. May be called in any thread."""
+        layers = tuple(self._layers.values())
+        return sum(layer.size for layer in layers), len(layers)
 
     async def add(self, diff_id: str, blob: Path) -> Layer:
         """Make a layer from its blob, or wait for whoever is making it.

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from prometheus_client import CollectorRegistry, Counter, Histogram
-from prometheus_client.core import GaugeMetricFamily, Metric
+import msgspec
+from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector
+from prometheus_client.core import GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 SECONDS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
@@ -32,6 +33,24 @@ LEAKS = Counter(
     "Owners of resources that nobody knew any more, found when the daemon started",
     registry=REGISTRY,
 )
+RELEASE_FAILURES = Counter(
+    "vmruntime_release_failures_total",
+    "Attempts to release what a pod that is gone had on the host that failed and will be repeated",
+    registry=REGISTRY,
+)
+RECOVERED = Counter(
+    "vmruntime_sandboxes_recovered_total",
+    "Running sandboxes an earlier daemon left, by whether they were adopted or found gone",
+    ["outcome"],
+    registry=REGISTRY,
+)
+SANDBOX_DEATHS = Counter("vmruntime_sandbox_deaths_total", "Sandboxes that ended by themselves", registry=REGISTRY)
+OOM_KILLS = Counter(
+    "vmruntime_containers_oom_killed_total", "Containers that ran out of their memory limit", registry=REGISTRY
+)
+ProcessCollector(registry=REGISTRY)
+for _outcome in ("adopted", "gone"):
+    RECOVERED.labels(_outcome)
 
 
 def observe_start(phases: dict[str, float]) -> None:
@@ -40,17 +59,38 @@ def observe_start(phases: dict[str, float]) -> None:
         START_PHASES.labels(phase).observe(milliseconds / 1000)
 
 
-class StateCollector(Collector):
-    """How many pods and containers there are in each state, counted when somebody asks."""
+class Inventory(msgspec.Struct, frozen=True, kw_only=True):
+    """What there is at one moment.
 
-    def __init__(self, states: Callable[[], tuple[dict[str, int], dict[str, int]]]) -> None:
-        """Take what counts pods and containers by state; it is called in another thread and must only read."""
-        self._states = states
+    Attributes:
+        pods, containers: How many by state.
+        images: How many.
+        image_bytes: What their layers take on disk.
+        about: The daemon: its version, how guests run and are reached.
+    """
+
+    pods: dict[str, int] = {}
+    containers: dict[str, int] = {}
+    images: int = 0
+    image_bytes: int = 0
+    about: dict[str, str] = {}
+
+
+class InventoryCollector(Collector):
+    """What there is, counted when somebody asks."""
+
+    def __init__(self, count: Callable[[], Inventory]) -> None:
+        """Take what counts; it is called in another thread and must only read."""
+        self._count = count
 
     def collect(self) -> Iterable[Metric]:
         """Count."""
-        for name, counts in zip(("pods", "containers"), self._states(), strict=True):
+        found = self._count()
+        for name, counts in (("pods", found.pods), ("containers", found.containers)):
             family = GaugeMetricFamily(f"vmruntime_{name}", f"{name.capitalize()} by state", labels=["state"])
             for state, count in sorted(counts.items()):
                 family.add_metric([state], count)
             yield family
+        yield GaugeMetricFamily("vmruntime_images", "Images on this host", value=found.images)
+        yield GaugeMetricFamily("vmruntime_image_bytes", "What images' layers take on disk", value=found.image_bytes)
+        yield InfoMetricFamily("vmruntime", "The daemon: version, accelerator and vsock transport", value=found.about)

@@ -11,6 +11,7 @@ import asyncio
 import structlog
 
 from vmruntime.errors import VmruntimeError
+from vmruntime.metrics.instruments import RELEASE_FAILURES
 from vmruntime.pods.context import Context
 
 log = structlog.get_logger(__name__)
@@ -39,6 +40,7 @@ async def _released(context: Context, owner: str) -> bool:
     try:
         await context.owned.release(owner)
     except VmruntimeError as error:
+        RELEASE_FAILURES.inc()
         log.error("clean-up left something behind, trying again", owner=owner, error=str(error))
         return False
     return True

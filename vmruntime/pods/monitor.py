@@ -10,6 +10,7 @@ import structlog
 from vmruntime.agent.errors import AgentError
 from vmruntime.agent.interface import GuestContainerState, GuestPhase
 from vmruntime.errors import NotFound, VmruntimeError
+from vmruntime.metrics.instruments import OOM_KILLS, SANDBOX_DEATHS
 from vmruntime.model.container import Container, ContainerState
 from vmruntime.model.sandbox import SandboxState
 from vmruntime.pods.context import Context, Live
@@ -85,6 +86,8 @@ async def record_exit(context: Context, container: Container, state: GuestContai
         finished_at=min(max(state.exited_at, started), now),
         pid=0,
     )
+    if state.oom_killed:
+        OOM_KILLS.inc()
     log.info("container exited", container=container.id, exit_code=state.exit_code, oom_killed=state.oom_killed)
 
 
@@ -101,6 +104,7 @@ async def _watch_end(context: Context, sandbox_id: str, live: Live) -> None:
     async with context.locks.hold(sandbox_id):
         if context.live.get(sandbox_id) is not live:
             return  # stopped on request
+        SANDBOX_DEATHS.inc()
         log.error("sandbox ended by itself", sandbox=sandbox_id, reason=reason)
         del context.live[sandbox_id]
     await live.scope.close()

@@ -14,7 +14,7 @@ from vmruntime.agent.errors import AgentError
 from vmruntime.agent.interface import GuestContainerState, GuestPhase
 from vmruntime.aio.tasks import TaskScope
 from vmruntime.errors import VmruntimeError
-from vmruntime.metrics.instruments import LEAKS
+from vmruntime.metrics.instruments import LEAKS, RECOVERED
 from vmruntime.model.container import Container, ContainerState
 from vmruntime.model.sandbox import Sandbox, SandboxState
 from vmruntime.pods.container_remove import delete_in_guest, forget_container
@@ -87,11 +87,13 @@ async def _adopt(context: Context, sandbox: Sandbox) -> None:
     context.live[sandbox.id] = live
     await _recover_containers(context, sandbox.id, live, states)
     watch(context, sandbox.id, live)
+    RECOVERED.labels("adopted").inc()
     log.info("sandbox adopted", sandbox=sandbox.id)
 
 
 async def _give_up(context: Context, sandbox: Sandbox, error: VmruntimeError) -> None:
     """A sandbox is gone, or there but of no use: one that does not answer is ended, so that kubelet makes the pod anew."""
+    RECOVERED.labels("gone").inc()
     log.warning("sandbox cannot be taken over", sandbox=sandbox.id, reason=error.message)
     await _drop_unfinished(context, sandbox.id)
     await mark_gone(context, sandbox.id, error.message)

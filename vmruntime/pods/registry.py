@@ -59,13 +59,13 @@ class Registry:
         return found
 
     def sandboxes(self, *, hidden: bool = False) -> list[Sandbox]:
-        """Return sandboxes by age; those being created only when asked for."""
-        chosen = [s for s in self._sandboxes.values() if hidden or s.state not in HIDDEN_SANDBOXES]
+        """Return sandboxes by age; those being created only when asked for. May be called in any thread."""
+        chosen = [s for s in tuple(self._sandboxes.values()) if hidden or s.state not in HIDDEN_SANDBOXES]
         return sorted(chosen, key=lambda s: (s.created_at, s.id))
 
     def containers(self, *, hidden: bool = False) -> list[Container]:
-        """Return containers by age; those being created only when asked for."""
-        chosen = [c for c in self._containers.values() if hidden or c.state not in HIDDEN_CONTAINERS]
+        """Return containers by age; those being created only when asked for. May be called in any thread."""
+        chosen = [c for c in tuple(self._containers.values()) if hidden or c.state not in HIDDEN_CONTAINERS]
         return sorted(chosen, key=lambda c: (c.created_at, c.id))
 
     def containers_of(self, sandbox_id: str, *, hidden: bool = False) -> list[Container]:
