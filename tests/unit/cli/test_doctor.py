@@ -180,6 +180,7 @@ Spoil = Callable[[Machine], object]
         (lambda m: m.remove("/etc/containers/policy.json"), "image policy", State.DEGRADED, "unsigned"),
         (lambda m: m.write("/etc/containers/policy.json", "{"), "image policy", State.MISSING, "not JSON"),
         (lambda m: m.write("/etc/containers/policy.json", '{"type": "signedBy"}'), "image policy", State.MISSING, "gpg"),
+        (lambda m: m.write("/etc/hooks/bad.json", "{") and m.set(hooks_dirs=["/etc/hooks"]), "hooks", State.MISSING, "not JSON"),
         (lambda m: m.set(images=ImageSettings(policy="/etc/none")), "image policy", State.MISSING, "/etc/none"),
         (lambda m: m.set(images=ImageSettings(registries_conf="/etc/none")), "registries", State.MISSING, "/etc/none"),
         (lambda m: m.write("/etc/cni/net.d/10-x.conf", "{"), "cni configuration", State.MISSING, "not JSON"),
