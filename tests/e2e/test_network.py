@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import json
 import os
 import re
@@ -16,11 +17,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 
 from tests.support import leaks
 from tests.support.daemon import Daemon, container_config, running_daemon, sandbox_config
 from tests.support.pods import run_pod, sh, start
+from tests.support.refusal import refused
 from vmruntime.generated import cri_pb2 as cri
 
 pytestmark = pytest.mark.vm
@@ -410,3 +413,42 @@ def test_dns_of_the_network_and_ptp(base: Path, busybox: str) -> None:
         eventually(ask(first, 7000), b"answer\n")
         eventually(lambda: out(daemon, one, f"nc -w 3 {second} 7000 </dev/null || true").encode(), b"answer")
         assert leaks.find(daemon.footprint)
+
+
+TEMPLATE = """{"cniVersions": ["1.0.0"], "name": "NAME", "plugins": [{"type": "bridge", "bridge": "NAME", "isGateway": true,
+ "ipam": {"type": "host-local", "dataDir": "BASE/ipam", "ranges": ${ranges}, "routes": ${routes}}}]}"""
+
+
+def test_the_pod_cidr_of_kubelet(base: Path, busybox: str, networks: Networks) -> None:
+    """No pods until kubelet has told it; then a template becomes the network, and stays over a restart."""
+    directory = base / "t"
+    daemon = Daemon(directory, f'[network]\nconf_dir = "{directory}/t.d"\nconf_template = "{directory}/template"')
+    template = TEMPLATE.replace("NAME", daemon.footprint.bridge).replace("BASE", str(directory))
+    (directory / "template").write_text(template)
+    cidrs = f"{networks.second}.0/25,{networks.v6[:-2]}:1::/80"
+    daemon.start()
+    try:
+        assert "waits for kubelet's pod CIDR" in network_condition(daemon).message
+        with refused(grpc.StatusCode.FAILED_PRECONDITION, "waits for kubelet's pod CIDR"):
+            run_pod(daemon, "early")
+        config = cri.RuntimeConfig(network_config=cri.NetworkConfig(pod_cidr=cidrs))
+        daemon.runtime.UpdateRuntimeConfig(cri.UpdateRuntimeConfigRequest(runtime_config=config))
+        daemon.stop()
+        daemon.start()
+        assert network_condition(daemon).status
+        image = daemon.images.PullImage(cri.PullImageRequest(image=cri.ImageSpec(image=busybox))).image_ref
+        pod, _ = host_pod(daemon, image, "own", OWN)
+        networks_of_pod = [ipaddress.ip_network(cidr) for cidr in cidrs.split(",")]
+        shown = addresses(daemon, pod)
+        assert [ipaddress.ip_address(one) in where for one, where in zip(shown, networks_of_pod, strict=True)] == [
+            True
+        ] * 2
+        for address in shown:
+            eventually(ask(address, 7000), b"answer\n")
+    finally:
+        daemon.end()
+
+
+def network_condition(daemon: Daemon) -> Any:
+    conditions = daemon.runtime.Status(cri.StatusRequest()).status.conditions
+    return next(one for one in conditions if one.type == "NetworkReady")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 from vmruntime.aio.faults import Faults
@@ -46,16 +46,22 @@ class FakeNetwork:
     Attributes:
         attached: The sandboxes that have an address.
         taps: Every tap that was ever handed out.
+        pod_cidrs: What kubelet told last.
     """
 
     def __init__(self, faults: Faults | None = None) -> None:
         self.faults = faults or Faults()
         self.attached: dict[str, str] = {}
         self.taps: list[FakeTap] = []
+        self.pod_cidrs: list[str] = []
         self._last = 1
 
     async def ready(self) -> tuple[bool, str]:
         return True, ""
+
+    async def use_pod_cidrs(self, cidrs: Sequence[str]) -> None:
+        await self.faults.at("network.use_pod_cidrs")
+        self.pod_cidrs = list(cidrs)
 
     async def add(self, sandbox: Sandbox) -> tuple[PodNetwork, list[FakeTap]]:
         await self.faults.at("network.add")

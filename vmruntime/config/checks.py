@@ -55,6 +55,7 @@ def _paths(settings: Settings) -> Iterator[InvalidArgument]:
     optional = {
         "socket": settings.socket,
         "guest.directory": settings.guest.directory,
+        "network.conf_template": settings.network.conf_template,
         "images.policy": settings.images.policy,
         "images.registries_conf": settings.images.registries_conf,
         "images.registries_d": settings.images.registries_d,
@@ -131,8 +132,18 @@ def _network(settings: Settings) -> Iterator[InvalidArgument]:
     network = settings.network
     if not network.bin_dirs:
         yield _field("network.bin_dirs", [], "is empty", remedy="name the directories of the CNI plugins")
-    yield from _subnet(network.default_subnet)
+    yield from _subnets(network.default_subnet)
     yield from _finite("network.plugin_timeout", network.plugin_timeout)
+
+
+def _subnets(text: str) -> Iterator[InvalidArgument]:
+    subnets = [part.strip() for part in text.split(",")]
+    versions = [":" in subnet for subnet in subnets]
+    if len(set(versions)) < len(versions):
+        key = "network.default_subnet"
+        yield _field(key, text, "has two of one IP version", remedy="such as 10.88.0.0/16,fd88::/64")
+    for subnet in subnets:
+        yield from _subnet(subnet)
 
 
 def _subnet(text: str) -> Iterator[InvalidArgument]:

@@ -75,11 +75,14 @@ class NetworkSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
 
     Attributes:
         conf_dir: CNI configuration lists, first by name wins.
+        conf_template: Becomes a file in conf_dir once kubelet tells the pod CIDR, while nothing else is there; empty: none.
         bin_dirs: Where CNI plugins are.
-        default_subnet: Pod addresses of the built-in bridge, used while conf_dir has no configuration.
+        default_subnet: Pod addresses of the built-in bridge, used while conf_dir has no configuration; one of each IP
+            version, separated by a comma, gives pods both.
     """
 
     conf_dir: str = "/etc/cni/net.d"
+    conf_template: str = ""
     bin_dirs: list[str] = msgspec.field(default_factory=lambda: ["/opt/cni/bin", "/usr/lib/cni", "/usr/libexec/cni"])
     default_subnet: str = "10.88.0.0/16"
     plugin_timeout: Annotated[float, Meta(gt=0)] = 60.0

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any, Literal
 
 import structlog
 
 from vmruntime import __version__
-from vmruntime.cri.ports import Conditions
-from vmruntime.cri.translate.checks import bad
+from vmruntime.cri.ports import Conditions, NodeNetwork
 from vmruntime.cri.translate.events import event_to_cri
+from vmruntime.cri.translate.pod_cidrs import pod_cidrs_from_cri
 from vmruntime.errors import Unavailable
 from vmruntime.generated import cri_pb2 as cri
 from vmruntime.generated.cri_pb2_grpc import RuntimeServiceServicer
@@ -30,6 +29,7 @@ class NodeCalls(RuntimeServiceServicer):
 
     _pods: Pods
     _conditions: Conditions
+    _node_network: NodeNetwork
     _default_kind: SandboxKind
     _supported: frozenset[SandboxKind]
     _cgroup_driver: Literal["cgroupfs", "systemd"]
@@ -82,15 +82,10 @@ class NodeCalls(RuntimeServiceServicer):
     async def UpdateRuntimeConfig(
         self, request: cri.UpdateRuntimeConfigRequest, context: Any
     ) -> cri.UpdateRuntimeConfigResponse:
-        """Take note of the node's pod CIDR. Addresses come from the CNI configuration, so nothing changes."""
-        cidr = request.runtime_config.network_config.pod_cidr
-        # A dual-stack node has two, separated by a comma.
-        for one in cidr.split(",") if cidr else []:
-            try:
-                ipaddress.ip_network(one.strip(), strict=False)
-            except ValueError:
-                raise bad("runtime_config.network_config.pod_cidr", cidr, "is not a CIDR") from None
-        log.info("pod cidr told by kubelet", pod_cidr=cidr)
+        """Take the node's pod CIDRs; a configuration without any changes nothing."""
+        cidrs = pod_cidrs_from_cri(request.runtime_config.network_config.pod_cidr)
+        if cidrs:
+            await self._node_network.use_pod_cidrs(cidrs)
         return cri.UpdateRuntimeConfigResponse()
 
     async def GetContainerEvents(

@@ -68,6 +68,13 @@ class Streams(Protocol):
         """Return the absolute URL of a sandbox's ports."""
 
 
+class NodeNetwork(Protocol):
+    """The node's network."""
+
+    async def use_pod_cidrs(self, cidrs: Sequence[str]) -> None:
+        """Take addresses of pods from these networks, at least one, where the network is vmruntime's to configure."""
+
+
 class Conditions(Protocol):
     """How the runtime is."""
 

@@ -9,7 +9,7 @@ from vmruntime.clock import Clock
 from vmruntime.cri.container_calls import ContainerCalls
 from vmruntime.cri.node_calls import NodeCalls
 from vmruntime.cri.not_built import NotBuilt
-from vmruntime.cri.ports import Conditions, Streams
+from vmruntime.cri.ports import Conditions, NodeNetwork, Streams
 from vmruntime.cri.sandbox_calls import SandboxCalls
 from vmruntime.cri.streaming_calls import StreamingCalls
 from vmruntime.cri.usage_calls import UsageCalls
@@ -26,6 +26,7 @@ class RuntimeService(SandboxCalls, ContainerCalls, StreamingCalls, UsageCalls, N
         conditions: Conditions,
         clock: Clock,
         streams: Streams,
+        node_network: NodeNetwork,
         *,
         default_kind: SandboxKind,
         supported: frozenset[SandboxKind],
@@ -40,6 +41,7 @@ class RuntimeService(SandboxCalls, ContainerCalls, StreamingCalls, UsageCalls, N
             conditions: Whether the runtime and its network are ready.
             clock: Dates the answers of PodSandboxStatus.
             streams: Gives out the URLs of Exec, Attach and PortForward.
+            node_network: Is told the node's pod CIDRs.
             default_kind: What boots for a pod that does not say (Settings.default_kind).
             supported: Kinds of pods that can run; without HOST, the host's namespaces are refused.
             cgroup_driver: Told to kubelet (Settings.cgroup_driver).
@@ -50,6 +52,7 @@ class RuntimeService(SandboxCalls, ContainerCalls, StreamingCalls, UsageCalls, N
         self._conditions = conditions
         self._clock = clock
         self._streams = streams
+        self._node_network = node_network
         self._default_kind = default_kind
         self._supported = supported
         self._cgroup_driver = cgroup_driver

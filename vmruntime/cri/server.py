@@ -18,7 +18,7 @@ from vmruntime.config.settings import Settings
 from vmruntime.cri.image_maintenance import ImageMaintenance
 from vmruntime.cri.image_service import ImageService
 from vmruntime.cri.interceptors import CallInterceptor
-from vmruntime.cri.ports import Conditions, Images, Streams
+from vmruntime.cri.ports import Conditions, Images, NodeNetwork, Streams
 from vmruntime.cri.runtime_service import RuntimeService
 from vmruntime.errors import AlreadyExists, FailedPrecondition, InvalidArgument, Unavailable
 from vmruntime.generated import cri_pb2_grpc, maintenance_pb2_grpc
@@ -49,6 +49,7 @@ class CriServer:
         images: Images,
         conditions: Conditions,
         streams: Streams,
+        node_network: NodeNetwork,
         settings: Settings,
         kinds: frozenset[SandboxKind],
         socket: Path,
@@ -61,6 +62,7 @@ class CriServer:
             images: The image service.
             conditions: Whether the runtime and its network are ready.
             streams: Gives out the URLs of exec, attach and port-forward.
+            node_network: Is told the node's pod CIDRs.
             settings: Default kind, cgroup driver and root directory are used.
             kinds: The kinds of pods that can run here.
             socket: Path of the CRI socket.
@@ -73,6 +75,7 @@ class CriServer:
             conditions,
             clock,
             streams,
+            node_network,
             default_kind=SandboxKind(settings.default_kind),
             supported=kinds,
             cgroup_driver=settings.cgroup_driver,

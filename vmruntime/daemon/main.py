@@ -140,6 +140,7 @@ async def _start(settings: Settings, paths: Paths, parts: Parts, stack: contextl
         images=DaemonImages(images),
         conditions=DaemonConditions(settings, network, hypervisor),
         streams=streaming,
+        node_network=network,
         settings=settings,
         kinds=frozenset(context.backends),
         socket=_socket(settings, paths),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Protocol
 
 from vmruntime.hypervisor.interface import Accelerator, Hypervisor, VsockTransport
@@ -27,6 +28,9 @@ class PodNetworks(Network, Protocol):
 
     async def ready(self) -> tuple[bool, str]:
         """Return whether pods can get an address, and why not."""
+
+    async def use_pod_cidrs(self, cidrs: Sequence[str]) -> None:
+        """Take addresses of pods from these networks, where the network is vmruntime's to configure."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 
 from vmruntime.network.errors import NetworkConfigError
+from vmruntime.network.subnets import ranges, routes
 
 SUPPORTED_VERSIONS = ("0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
 SUFFIXES = (".conf", ".conflist", ".json")
@@ -103,15 +104,20 @@ class _List(msgspec.Struct):
     loadOnlyInlinedPlugins: bool | str = False
 
 
-def find(conf_dir: Path, default_subnet: str) -> Found:
+def find(conf_dir: Path, default_subnet: str, *, but: str = "") -> Found:
     """Return the first usable network of a directory by file name, or the built-in one when it holds no files.
+
+    Args:
+        conf_dir: The directory.
+        default_subnet: Of the built-in network.
+        but: Name of a file to pass over.
 
     Files that cannot be used do not make way for the built-in network: pods would quietly land in the wrong one.
 
     Raises:
         NetworkConfigError: No file can be used; the message has the reason for each.
     """
-    paths = list(_files(conf_dir))
+    paths = [path for path in _files(conf_dir) if path.name != but]
     if not paths:
         return Found(default(default_subnet))
     skipped: list[str] = []
@@ -184,13 +190,13 @@ def default(subnet: str) -> NetworkConf:
     """Build the built-in network: a bridge with addresses from `subnet`, host ports and masquerading.
 
     Raises:
-        NetworkConfigError: `subnet` is not a network in CIDR form with room for pods.
+        NetworkConfigError: `subnet` is not a network in CIDR form with room for pods, or several with commas.
     """
     try:
-        network = ipaddress.ip_network(subnet)
+        subnets = [ipaddress.ip_network(part.strip()) for part in subnet.split(",")]
     except ValueError as error:
         raise NetworkConfigError(f"network.default_subnet: {error}") from error
-    if network.num_addresses < 8:
+    if min(one.num_addresses for one in subnets) < 8:
         raise NetworkConfigError(f"network.default_subnet: {subnet} has no room for pods", remedy="use a /16 to /24")
     bridge = {
         "type": "bridge",
@@ -198,11 +204,7 @@ def default(subnet: str) -> NetworkConf:
         "isGateway": True,
         "ipMasq": True,
         "hairpinMode": True,
-        "ipam": {
-            "type": "host-local",
-            "ranges": [[{"subnet": str(network)}]],
-            "routes": [{"dst": "0.0.0.0/0" if network.version == 4 else "::/0"}],
-        },
+        "ipam": {"type": "host-local", "ranges": ranges(subnets), "routes": routes(subnets)},
     }
     portmap = {"type": "portmap", "capabilities": {"portMappings": True}}
     return NetworkConf(

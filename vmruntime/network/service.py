@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import contextlib
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import structlog
@@ -21,6 +22,7 @@ from vmruntime.network.plugins import Plugins
 from vmruntime.network.result import CniResult
 from vmruntime.network.survey import survey
 from vmruntime.network.tap import TapHandle, open_tap, tap_name
+from vmruntime.network.template import FILE_NAME, render, write
 from vmruntime.network.turn import turn
 from vmruntime.paths import Paths
 
@@ -38,6 +40,7 @@ class NetworkService:
         self._cni = Cni(Plugins(settings.bin_dirs, settings.plugin_timeout))
         self._attachments = Attachments(paths.cni_cache)
         self._skipped: tuple[str, ...] = ()
+        self._template_error = ""
 
     def netns_path(self, sandbox_id: str) -> Path:
         """Return where a pod's network namespace is."""
@@ -50,6 +53,35 @@ class NetworkService:
         except VmruntimeError as error:
             return False, str(error)
         return True, ""
+
+    async def use_pod_cidrs(self, cidrs: Sequence[str]) -> None:
+        """Make a configuration of network.conf_template, unless another one than ours can be used.
+
+        Raises:
+            NetworkConfigError: The template cannot be used.
+            NetworkError: The file cannot be written.
+        """
+        template = self._settings.conf_template
+        if not template:
+            log.info("pod CIDR noted: addresses come from the CNI configuration", pod_cidrs=cidrs)
+            return
+        try:
+            await in_thread(lambda: self._fill_in(Path(template), cidrs))
+        except VmruntimeError as error:
+            self._template_error = str(error)
+            raise
+        self._template_error = ""
+
+    def _fill_in(self, template: Path, cidrs: Sequence[str]) -> None:
+        directory = Path(self._settings.conf_dir)
+        with contextlib.suppress(NetworkConfigError):  # nothing of use there, like nothing at all
+            other = configuration.find(directory, self._settings.default_subnet, but=FILE_NAME).conf
+            if other.source != configuration.BUILT_IN:
+                log.info("network.conf_template is not used beside another configuration", other=other.source)
+                return
+        text, conf = render(template, cidrs)
+        if write(text, directory):
+            log.info("CNI configuration made of network.conf_template", network=conf.name, pod_cidrs=cidrs)
 
     async def add(self, sandbox: Sandbox) -> tuple[PodNetwork, list[TapHandle]]:
         """Make the pod's namespace, run CNI ADD and open taps; on failure nothing stays.
@@ -188,6 +220,11 @@ class NetworkService:
             for reason in found.skipped:
                 log.warning("CNI configuration skipped", reason=reason)
         conf = found.conf
+        if settings.conf_template and conf.source == configuration.BUILT_IN:
+            raise NetworkConfigError(
+                self._template_error
+                or f"no CNI configuration in {settings.conf_dir}: network.conf_template waits for kubelet's pod CIDR"
+            )
         missing = await in_thread(lambda: self._cni.missing(conf))
         if missing:
             raise NetworkConfigError(

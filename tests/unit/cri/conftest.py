@@ -9,7 +9,7 @@ from typing import Any
 import grpc
 import pytest
 
-from tests.unit.cri.fakes import FakeClock, FakeConditions, FakeImages, FakePods, FakeStreams
+from tests.unit.cri.fakes import FakeClock, FakeConditions, FakeImages, FakeNodeNetwork, FakePods, FakeStreams
 from vmruntime.config.settings import Settings
 from vmruntime.cri.server import CriServer
 from vmruntime.generated import cri_pb2 as cri
@@ -27,6 +27,7 @@ class Rig:
     images: FakeImages
     conditions: FakeConditions
     streams: FakeStreams
+    node_network: FakeNodeNetwork
     runtime: Any
     image: Any
     maintenance: Any
@@ -73,6 +74,7 @@ def make_server(socket: Path, clock: FakeClock | None = None, **parts: Any) -> C
             "images": FakeImages(),
             "conditions": FakeConditions(),
             "streams": FakeStreams(),
+            "node_network": FakeNodeNetwork(),
             "settings": Settings(),
             "kinds": frozenset({SandboxKind.CONTAINER}),
             "socket": socket,
@@ -86,7 +88,10 @@ def make_server(socket: Path, clock: FakeClock | None = None, **parts: Any) -> C
 async def rig(socket_dir: Path) -> AsyncIterator[Rig]:
     clock, socket = FakeClock(), socket_dir / "cri.sock"
     pods, images, conditions, streams = FakePods(clock), FakeImages(), FakeConditions(), FakeStreams()
-    server = make_server(socket, clock, pods=pods, images=images, conditions=conditions, streams=streams)
+    node_network = FakeNodeNetwork()
+    server = make_server(
+        socket, clock, pods=pods, images=images, conditions=conditions, streams=streams, node_network=node_network
+    )
     await server.start()
     options = [("grpc.max_receive_message_length", 16 * 1024 * 1024)]
     async with grpc.aio.insecure_channel(f"unix:{socket}", options=options) as channel:
@@ -97,6 +102,7 @@ async def rig(socket_dir: Path) -> AsyncIterator[Rig]:
             images=images,
             conditions=conditions,
             streams=streams,
+            node_network=node_network,
             runtime=cri_pb2_grpc.RuntimeServiceStub(channel),
             image=cri_pb2_grpc.ImageServiceStub(channel),
             maintenance=maintenance_pb2_grpc.ImageMaintenanceStub(channel),

@@ -272,6 +272,19 @@ class FakeStreams:
         return f"http://127.0.0.1:1/{len(self.asked)}"
 
 
+class FakeNodeNetwork:
+    """Takes note of pod CIDRs. `fail` makes the next call raise."""
+
+    def __init__(self) -> None:
+        self.told: list[list[str]] = []
+        self.fail: BaseException | None = None
+
+    async def use_pod_cidrs(self, cidrs: Sequence[str]) -> None:
+        if self.fail is not None:
+            raise self.fail
+        self.told.append(list(cidrs))
+
+
 class FakeConditions:
     def __init__(self) -> None:
         self.runtime = (True, "", "")

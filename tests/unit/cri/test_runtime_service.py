@@ -9,7 +9,7 @@ import pytest
 
 from tests.unit.cri.conftest import Rig, container_config, sandbox_config
 from tests.unit.cri.fakes import IMAGE_ID
-from vmruntime.errors import Aborted, DeadlineExceeded
+from vmruntime.errors import Aborted, DeadlineExceeded, FailedPrecondition
 from vmruntime.generated import cri_pb2 as cri
 from vmruntime.generated import cri_pb2_grpc
 from vmruntime.model.container import ContainerState, ContainerUser
@@ -56,9 +56,14 @@ async def test_update_runtime_config(rig: Rig) -> None:
         )
 
     await rig.runtime.UpdateRuntimeConfig(cri.UpdateRuntimeConfigRequest())
+    assert rig.node_network.told == []
     await rig.runtime.UpdateRuntimeConfig(request("10.1.0.0/24,fd00::/64"))
+    assert rig.node_network.told == [["10.1.0.0/24", "fd00::/64"]]
     code, details = await refused(rig.runtime.UpdateRuntimeConfig(request("nonsense")))
     assert (code, "pod_cidr" in details) == (Code.INVALID_ARGUMENT, True)
+    rig.node_network.fail = FailedPrecondition("the template is gone")
+    code, details = await refused(rig.runtime.UpdateRuntimeConfig(request("10.1.0.0/24")))
+    assert (code, details) == (Code.FAILED_PRECONDITION, "the template is gone")
 
 
 async def test_life_of_a_sandbox(rig: Rig) -> None:

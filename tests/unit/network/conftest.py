@@ -9,12 +9,16 @@ from typing import Any
 import msgspec
 import pytest
 
+from vmruntime.config.settings import NetworkSettings
 from vmruntime.model.sandbox import Sandbox, SandboxMetadata, SandboxSpec, SandboxState
 from vmruntime.network import conf as configuration
-from vmruntime.network.attachments import Attachment
+from vmruntime.network.attachments import Attachment, Attachments
 from vmruntime.network.conf import NetworkConf
+from vmruntime.network.service import NetworkService
+from vmruntime.paths import Paths
 
 SANDBOX_ID = "5" * 64
+ALL = ("0.4.0", "1.0.0", "1.1.0")
 
 
 class PluginDirectory:
@@ -118,3 +122,30 @@ def sandbox(**spec: Any) -> Sandbox:
     return Sandbox(
         id=SANDBOX_ID, spec=SandboxSpec(metadata=metadata, **spec), state=SandboxState.CREATING, created_at=0
     )
+
+
+class Rig:
+    """A service with plugins and files of the test's own."""
+
+    def __init__(self, plugins: PluginDirectory, base: Path) -> None:
+        self.plugins = plugins
+        self.conf_dir = base / "net.d"
+        self.conf_dir.mkdir()
+        self.paths = Paths(root=base / "root", run=base / "run")
+        self.attachments = Attachments(self.paths.cni_cache)
+        settings = NetworkSettings(conf_dir=str(self.conf_dir), bin_dirs=plugins.bin_dirs, plugin_timeout=20.0)
+        self.service = NetworkService(self.paths, settings)
+
+    def configure(self, version: str = "1.1.0", name: str = "net", **keys: Any) -> Path:
+        path = self.conf_dir / "10-net.conflist"
+        raw = {"cniVersion": version, "name": name, "plugins": [{"type": "ours"}]} | keys
+        path.write_text(json.dumps(raw))
+        return path
+
+    def cached(self) -> set[str]:
+        return {path.name for path in self.paths.cni_cache.glob("*")}
+
+
+@pytest.fixture
+def rig(plugins: PluginDirectory, tmp_path: Path) -> Rig:
+    return Rig(plugins, tmp_path)

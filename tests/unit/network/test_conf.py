@@ -30,9 +30,12 @@ def test_without_files_the_built_in_network_is_used(tmp_path: Path) -> None:
     assert found.conf.programs == ["bridge", "host-local", "portmap"]
     assert found.conf.plugins[0]["ipam"]["routes"] == [{"dst": "0.0.0.0/0"}]
     assert default("fd00::/64").plugins[0]["ipam"]["routes"] == [{"dst": "::/0"}]
+    both = default("10.88.0.0/16, fd88::/64").plugins[0]["ipam"]
+    assert both["ranges"] == [[{"subnet": "10.88.0.0/16"}], [{"subnet": "fd88::/64"}]]
+    assert both["routes"] == [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}]
 
 
-@pytest.mark.parametrize("subnet", ["10.88.0.1/16", "10.88.0.0/30", "pods", ""])
+@pytest.mark.parametrize("subnet", ["10.88.0.1/16", "10.88.0.0/30", "pods", "", "10.88.0.0/16,"])
 def test_the_built_in_networks_subnet_is_checked(tmp_path: Path, subnet: str) -> None:
     with pytest.raises(NetworkConfigError, match=r"network\.default_subnet"):
         find(tmp_path, subnet)

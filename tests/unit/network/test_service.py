@@ -2,52 +2,18 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 import structlog.testing
 
-from tests.unit.network.conftest import PluginDirectory, attach, network, sandbox
-from vmruntime.config.settings import NetworkSettings
+from tests.unit.network.conftest import ALL, Rig, attach, network, sandbox
 from vmruntime.errors import Code
 from vmruntime.network import service
-from vmruntime.network.attachments import Attachments
 from vmruntime.network.errors import NetworkConfigError, NetworkError
-from vmruntime.network.service import NetworkService
-from vmruntime.paths import Paths
 
 RESULT: dict[str, Any] = {"ips": [{"address": "10.1.0.5/16"}]}
-ALL = ("0.4.0", "1.0.0", "1.1.0")
-
-
-class Rig:
-    """A service with plugins and files of the test's own."""
-
-    def __init__(self, plugins: PluginDirectory, base: Path) -> None:
-        self.plugins = plugins
-        self.conf_dir = base / "net.d"
-        self.conf_dir.mkdir()
-        self.paths = Paths(root=base / "root", run=base / "run")
-        self.attachments = Attachments(self.paths.cni_cache)
-        settings = NetworkSettings(conf_dir=str(self.conf_dir), bin_dirs=plugins.bin_dirs, plugin_timeout=20.0)
-        self.service = NetworkService(self.paths, settings)
-
-    def configure(self, version: str = "1.1.0", name: str = "net", **keys: Any) -> Path:
-        path = self.conf_dir / "10-net.conflist"
-        raw = {"cniVersion": version, "name": name, "plugins": [{"type": "ours"}]} | keys
-        path.write_text(json.dumps(raw))
-        return path
-
-    def cached(self) -> set[str]:
-        return {path.name for path in self.paths.cni_cache.glob("*")}
-
-
-@pytest.fixture
-def rig(plugins: PluginDirectory, tmp_path: Path) -> Rig:
-    return Rig(plugins, tmp_path)
 
 
 async def test_ready_follows_the_files(rig: Rig) -> None:

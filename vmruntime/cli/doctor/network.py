@@ -14,6 +14,9 @@ from vmruntime.network.cni import choose_version
 from vmruntime.network.conf import BUILT_IN, NetworkConf, find
 from vmruntime.network.errors import NetworkConfigError
 from vmruntime.network.plugins import find_programs, spoken_versions
+from vmruntime.network.template import render
+
+EXAMPLE_CIDRS = ("10.244.0.0/24", "fd00:10:244::/64")
 
 TC_MODULES = {
     "sch_ingress": "CONFIG_NET_SCH_INGRESS",
@@ -32,6 +35,14 @@ def cni_configuration(host: Host, settings: Settings) -> Capability:
         return missing("cni configuration", error.message, error.remedy)
     if chosen.skipped:
         return degraded("cni configuration", "; ".join(chosen.skipped), "correct or remove these files")
+    template = settings.network.conf_template
+    if template and chosen.conf.source == BUILT_IN:
+        try:
+            render(host.path(template), EXAMPLE_CIDRS)
+        except NetworkConfigError as error:
+            return missing("cni configuration", error.message, error.remedy)
+        why = f"none in {directory}: {template} waits for kubelet's pod CIDR"
+        return degraded("cni configuration", why, "allocate pod CIDRs to nodes (kube-controller-manager)")
     if chosen.conf.source == BUILT_IN:
         why = f"none in {directory}: the built-in bridge is used, with {settings.network.default_subnet}"
         return found("cni configuration", why)
