@@ -219,7 +219,9 @@ def test_an_empty_dir_in_memory_belongs_to_the_pods_groups(
 
 
 def test_image_volumes(daemon: Daemon, image: str, pod: str) -> None:
-    mount = cri.Mount(container_path="/image", image=cri.ImageSpec(image=image), uidMappings=[UIDS], gidMappings=[GIDS])
+    mount = cri.Mount(
+        container_path="/image", readonly=True, image=cri.ImageSpec(image=image), uidMappings=[UIDS], gidMappings=[GIDS]
+    )
     container = start(daemon, pod, image, "images", mounts=[mount])
     assert out(daemon, container, "stat -c '%u %g' /image/etc/group") == "0 0"
 

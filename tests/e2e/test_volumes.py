@@ -230,7 +230,9 @@ def test_layers_leave_the_vm_with_the_last_container_that_has_them(daemon: Daemo
     pod = run_pod(daemon, "layers")
     other = start(daemon, pod, image, "other", "sleep 1000")
     own = layers_of(pod)
-    container = run(daemon, pod, image, "reader", cri.Mount(container_path="/i", image=cri.ImageSpec(image=data)))
+    container = run(
+        daemon, pod, image, "reader", cri.Mount(container_path="/i", readonly=True, image=cri.ImageSpec(image=data))
+    )
     assert out(daemon, container, "cat /i/word") == "from the volume"
     assert len(layers_of(pod) - own) == 1
     remove(daemon, container)
@@ -252,10 +254,11 @@ def test_layers_leave_the_vm_with_the_last_container_that_has_them(daemon: Daemo
 
 
 def test_an_image_as_a_volume(daemon: Daemon, image: str, pod: str) -> None:
-    volume = cri.Mount(container_path="/image", image=cri.ImageSpec(image=image))
-    part = cri.Mount(container_path="/part", image=cri.ImageSpec(image=image), image_sub_path="etc")
+    volume = cri.Mount(container_path="/image", readonly=True, image=cri.ImageSpec(image=image))
+    part = cri.Mount(container_path="/part", readonly=True, image=cri.ImageSpec(image=image), image_sub_path="etc")
     container = run(daemon, pod, image, "image", volume, part)
     assert "web" in out(daemon, container, "cat /image/etc/passwd /part/group")
+    assert [mount.image.image_ref for mount in status(daemon, container).mounts] == [image, image]
     assert sh(daemon, container, "echo x > /image/x").exit_code != 0
     remove(daemon, container)
 
@@ -275,7 +278,7 @@ def test_what_a_vm_cannot_have_is_refused(daemon: Daemon, image: str, pod: str, 
             image,
             "none",
             "true",
-            mounts=[cri.Mount(container_path="/i", image=cri.ImageSpec(image="no/where:1"))],
+            mounts=[cri.Mount(container_path="/i", readonly=True, image=cri.ImageSpec(image="no/where:1"))],
         )
     assert caught.value.code() is grpc.StatusCode.NOT_FOUND
 

@@ -110,6 +110,7 @@ def test_attach(cli: Cli, container: str) -> None:
 def test_attach_without_stdin(cli: Cli, container: str) -> None:
     async def script(process: FakeProcess) -> None:
         await process.say(b"seen\n")
+        cli.cri.end(container, 0)
         await process.exit()
 
     cli.cri.streams.pods.script = script

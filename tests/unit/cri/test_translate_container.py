@@ -35,7 +35,11 @@ MOUNTS = [
     cri.Mount(container_path="/data", host_path="/srv/data", propagation=cri.PROPAGATION_BIDIRECTIONAL),
     cri.Mount(container_path="/ro", host_path="/srv/ro", readonly=True, recursive_read_only=True),
     cri.Mount(
-        container_path="/img", image=cri.ImageSpec(image="sha256:1"), image_sub_path="a/b", mount_options=["noexec"]
+        container_path="/img",
+        readonly=True,
+        image=cri.ImageSpec(image="sha256:1"),
+        image_sub_path="a/b",
+        mount_options=["noexec"],
     ),
 ]
 
@@ -204,7 +208,8 @@ BAD: list[tuple[str, dict[str, Any]]] = [
     ("config.mounts[0].mount_options[0]",
      {"mounts": [cri.Mount(container_path="/a", host_path="/b", mount_options=["a,b"])]}),
     ("config.mounts[0].image_sub_path",
-     {"mounts": [cri.Mount(container_path="/a", image=cri.ImageSpec(image="i"), image_sub_path="../x")]}),
+     {"mounts": [cri.Mount(container_path="/a", image=cri.ImageSpec(image="i"), readonly=True, image_sub_path="../x")]}),
+    ("config.mounts[0].readonly", {"mounts": [cri.Mount(container_path="/a", image=cri.ImageSpec(image="i"))]}),
     ("config.devices[0].permissions",
      {"devices": [cri.Device(container_path="/dev/a", host_path="/dev/a", permissions="rx")]}),
     ("config.CDI_devices[0].name", {"CDI_devices": [cri.CDIDevice(name="gpu")]}),

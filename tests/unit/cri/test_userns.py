@@ -127,7 +127,9 @@ def test_mounts_with_ids() -> None:
     assert spec.mounts[0].ids == UserNamespace(uids=UIDS, gids=GIDS)
     with pytest.raises(InvalidArgument, match=r"config.mounts\[0\].gidMappings has 0 mappings"):
         container(pod(), [cri.Mount(container_path="/a", host_path="/b", uidMappings=uids)])
-    image = cri.Mount(container_path="/a", image=cri.ImageSpec(image="i"), uidMappings=uids, gidMappings=gids)
+    image = cri.Mount(
+        container_path="/a", readonly=True, image=cri.ImageSpec(image="i"), uidMappings=uids, gidMappings=gids
+    )
     container(pod(userns_options=options()), [image])
     with pytest.raises(InvalidArgument, match=r"config.mounts\[0\].uidMappings: uids 0 100000 .* NODE"):
         container(pod(), [image])

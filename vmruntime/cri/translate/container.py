@@ -156,7 +156,7 @@ def container_status(container: Container) -> cri.ContainerStatus:
         message=container.message,
         labels=spec.labels,
         annotations=spec.annotations,
-        mounts=[_mount_to_cri(mount) for mount in spec.mounts],
+        mounts=_mounts_to_cri(container),
         log_path=spec.log_path,
         resources=cri.ContainerResources(linux=resources_to_cri(spec.resources)),
         user=_user_to_cri(user) if user else None,
@@ -219,6 +219,8 @@ def _mount(name: str, mount: cri.Mount) -> Mount:
         image = required(f"{name}.image.image", mount.image.image)
         if mount.host_path:
             raise InvalidArgument(f"{name}: host_path and image exclude each other")
+        if not mount.readonly:
+            raise InvalidArgument(f"{name}.readonly must be true for an image volume, which nobody can write to")
     if mount.recursive_read_only and not mount.readonly:
         raise InvalidArgument(f"{name}.recursive_read_only needs readonly beside it")
     if mount.recursive_read_only and propagation != "private":
@@ -255,14 +257,20 @@ def _user_to_cri(user: ContainerUser) -> cri.ContainerUser:
     return cri.ContainerUser(linux=cri.LinuxContainerUser(uid=user.uid, gid=user.gid, supplemental_groups=groups))
 
 
-def _mount_to_cri(mount: Mount) -> cri.Mount:
+def _mounts_to_cri(container: Container) -> list[cri.Mount]:
+    """Return a container's mounts; those of images name what they were resolved to, as PullImage does."""
+    ids = iter(container.volume_image_ids)
+    return [_mount_to_cri(mount, next(ids, "") if mount.image else "") for mount in container.spec.mounts]
+
+
+def _mount_to_cri(mount: Mount, image_ref: str) -> cri.Mount:
     return cri.Mount(
         container_path=mount.container_path,
         host_path=mount.host_path,
         readonly=mount.readonly,
         recursive_read_only=mount.recursive_readonly,
         propagation=_PROPAGATION_BACK.get(mount.propagation, cri.PROPAGATION_PRIVATE),
-        image=cri.ImageSpec(image=mount.image) if mount.image else None,
+        image=cri.ImageSpec(image=mount.image, image_ref=image_ref) if mount.image else None,
         image_sub_path=mount.image_sub_path,
         mount_options=mount.options,
         uidMappings=ids_to_cri(mount.ids.uids) if mount.ids else [],
