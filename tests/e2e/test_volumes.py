@@ -298,3 +298,21 @@ def test_volumes_outlive_the_daemon_and_end_with_virtiofsd(daemon: Daemon, image
     assert "virtiofsd" in status(daemon, first).message
     daemon.runtime.RemovePodSandbox(cri.RemovePodSandboxRequest(pod_sandbox_id=pod))
     assert (tmp_path / "1").exists()
+
+
+def test_mount_options(daemon: Daemon, image: str, pod: str, tmp_path: Path) -> None:
+    (tmp_path / "script").write_text("#!/bin/sh\necho ran\n")
+    (tmp_path / "script").chmod(0o755)
+    both = [
+        cri.Mount(container_path=path, host_path=str(tmp_path), mount_options=options)
+        for path, options in (("/v", []), ("/n", ["noexec", "nosuid", "nodev"]))
+    ]
+    container = run(daemon, pod, image, "options", *both)
+    assert out(daemon, container, "/v/script") == "ran"
+    assert b"Permission denied" in sh(daemon, container, "/n/script").stderr
+    assert daemon.runtime.Status(cri.StatusRequest()).features.mount_options
+    wrong = cri.Mount(container_path="/w", host_path=str(tmp_path), mount_options=["size=1"])
+    with pytest.raises(grpc.RpcError) as caught:
+        create(daemon, pod, image, "wrong", "true", mounts=[wrong])
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert "config.mounts[0].mount_options[0]: 'size=1'" in str(caught.value.details())

@@ -70,7 +70,7 @@ class NodeCalls(RuntimeServiceServicer):
                 for name in handlers
             ],
             features=cri.RuntimeFeatures(
-                supplemental_groups_policy=True, user_namespaces_host_network=False, mount_options=False
+                supplemental_groups_policy=True, user_namespaces_host_network=False, mount_options=True
             ),
         )
 

@@ -203,7 +203,8 @@ def _check_target(context: Context, sandbox: Sandbox, target_id: str) -> None:
     if target.sandbox_id != sandbox.id or target.state is not ContainerState.RUNNING:
         raise FailedPrecondition(
             f"config.linux.security_context.namespace_options.target_id: {target_id!r} is not a running container"
-            " of this pod"
+            " of this pod",
+            remedy="give the id of one that runs",
         )
 
 

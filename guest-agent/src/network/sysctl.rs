@@ -24,14 +24,20 @@ pub fn apply(parameters: &HashMap<String, String>, user: Option<&UserNamespace>)
     for (name, value) in names {
         let path = path_of(name)?;
         let outside = match user {
-            Some(user) if path == path_of(PING_GROUPS)? => groups_outside(value, user)
-                .map_err(|why| AgentError::InvalidArgument(format!("sysctl {name}={value}: {why}")))?,
+            Some(user) if path == path_of(PING_GROUPS)? => {
+                groups_outside(value, user).map_err(|why| refused(name, value, &why))?
+            }
             _ => value.clone(),
         };
-        write(&path, &outside, user)
-            .map_err(|error| AgentError::InvalidArgument(format!("sysctl {name}={value}: {error}")))?;
+        write(&path, &outside, user).map_err(|error| refused(name, value, &error.to_string()))?;
     }
     Ok(())
+}
+
+fn refused(name: &str, value: &str, why: &str) -> AgentError {
+    AgentError::InvalidArgument(format!(
+        "config.linux.sysctls[{name}]: {value:?} is not taken by the pod's kernel: {why} (correct it, or leave it out)"
+    ))
 }
 
 /// Some parameters of the network are the machine's; they exist in the namespace it booted with alone. Those of an IPC
@@ -107,6 +113,6 @@ mod tests {
     fn an_unknown_parameter_is_named() {
         let parameters = HashMap::from([("net.nothing.here".into(), "1".into())]);
         let error = apply(&parameters, None).unwrap_err();
-        assert!(error.to_string().starts_with("sysctl net.nothing.here=1: "), "{error}");
+        assert!(error.to_string().starts_with("config.linux.sysctls[net.nothing.here]: \"1\" "), "{error}");
     }
 }

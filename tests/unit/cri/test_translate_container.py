@@ -217,7 +217,7 @@ BAD: list[tuple[str, dict[str, Any]]] = [
     ("config.windows", {"windows": cri.WindowsContainerConfig()}),
     (f"{CONTEXT}.run_as_user", {"linux": security(run_as_user=int64(-1))}),
     (f"{CONTEXT}.run_as_user", {"linux": security(run_as_user=int64(2**32 - 1))}),
-    (f"{CONTEXT}: run_as_user and run_as_username", {"linux": security(run_as_user=int64(1), run_as_username="x")}),
+    (f"{CONTEXT}: run_as_user 1 and run_as_username", {"linux": security(run_as_user=int64(1), run_as_username="x")}),
     (f"{CONTEXT}.run_as_group", {"linux": security(run_as_group=int64(1))}),
     (f"{CONTEXT}.run_as_username", {"linux": security(run_as_username="a:b")}),
     (f"{CONTEXT}.supplemental_groups[0]", {"linux": security(supplemental_groups=[-1])}),

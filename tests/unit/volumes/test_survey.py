@@ -130,6 +130,10 @@ def test_volumes_come_after_parents_and_replace_the_kernels() -> None:
     assert [mount["type"] for mount in found].count("mqueue") == 0
     assert found[-3]["options"] == ["rbind", "rprivate", "ro"]
     assert found[-1]["options"] == ["rbind", "rslave", "rw"]
+    flagged = BindMount(destination="/f", source="share:c/3", readonly=False, options=["noexec", "nodev"])
+    for user_namespace, flags in ((False, ["noexec", "nodev"]), (True, ["rnoexec", "rnodev"])):
+        found = container_mounts([flagged], privileged=False, user_namespace=user_namespace)
+        assert found[-1]["options"] == ["rbind", "rprivate", "rw", *flags]
 
 
 def test_both_virtiofsd(tmp_path: Path) -> None:

@@ -114,9 +114,9 @@ def absolute_path(name: str, value: str) -> str:
     """
     required(name, value, limit=PATH_LIMIT)
     if not value.startswith("/"):
-        raise bad(name, value, "is not an absolute path")
+        raise bad(name, value, "is not an absolute path", remedy="begin it with /")
     if ".." in value.split("/"):
-        raise bad(name, value, "contains '..'")
+        raise bad(name, value, "contains '..'", remedy="write the path without it")
     return value
 
 
@@ -183,7 +183,7 @@ def sysctl_name(name: str, value: str) -> str:
     """
     text(name, value, limit=NAME_LIMIT)
     if not _SYSCTL.fullmatch(value):
-        raise bad(name, value, "is not a sysctl name")
+        raise bad(name, value, "is not a sysctl name", remedy="write it like net.ipv4.ip_forward")
     slash, dot = value.find("/"), value.find(".")
     if slash >= 0 and (dot < 0 or slash < dot):
         return value.translate(str.maketrans("./", "/."))

@@ -18,7 +18,7 @@ from vmruntime.cri.translate.checks import (
     texts,
 )
 from vmruntime.cri.translate.resources import resources_from_cri, resources_to_cri
-from vmruntime.cri.translate.security import security_from_cri
+from vmruntime.cri.translate.security import check_shared_namespaces, security_from_cri
 from vmruntime.cri.translate.userns import check_container, check_ids, check_image_volumes, ids_from_cri, ids_to_cri
 from vmruntime.errors import InvalidArgument
 from vmruntime.generated import cri_pb2 as cri
@@ -48,7 +48,8 @@ _PROPAGATION_BACK: dict[str, cri.MountPropagation.ValueType] = {
     "rslave": cri.PROPAGATION_HOST_TO_CONTAINER,
     "rshared": cri.PROPAGATION_BIDIRECTIONAL,
 }
-_MOUNT_OPTION = re.compile(r"[a-z_]+(=[A-Za-z0-9_./:-]*)?")
+# The flags of a mount point (mount(8)) beside what has fields of its own; kubelet gives noexec, nodev and nosuid.
+_MOUNT_OPTIONS = frozenset({"noexec", "nodev", "nosuid", "exec", "dev", "suid", "noatime", "nodiratime", "relatime"})
 # vendor.com/class=name, from the Container Device Interface's specification.
 _CDI_NAME = re.compile(r"[A-Za-z][A-Za-z0-9._-]*/[A-Za-z][A-Za-z0-9_.-]*=[A-Za-z0-9][A-Za-z0-9_.:-]*")
 
@@ -86,6 +87,7 @@ def container_from_cri(
     context = "config.linux.security_context"
     options = config.linux.security_context.namespace_options
     pod = sandbox.namespaces
+    check_shared_namespaces(f"{context}.namespace_options", security.namespaces, pod)
     check_container(f"{context}.namespace_options.userns_options", options, security.namespaces.user_namespace, pod)
     check_ids(context, security, pod.user_namespace)
     mounts = [_mount(f"config.mounts[{i}]", mount) for i, mount in enumerate(config.mounts)]
@@ -222,16 +224,23 @@ def _mount(name: str, mount: cri.Mount) -> Mount:
         if not mount.readonly:
             raise InvalidArgument(f"{name}.readonly must be true for an image volume, which nobody can write to")
     if mount.recursive_read_only and not mount.readonly:
-        raise InvalidArgument(f"{name}.recursive_read_only needs readonly beside it")
+        raise InvalidArgument(f"{name}.recursive_read_only: true, but readonly is not", remedy="set readonly as well")
     if mount.recursive_read_only and propagation != "private":
-        raise InvalidArgument(f"{name}.recursive_read_only needs PROPAGATION_PRIVATE beside it")
+        raise InvalidArgument(
+            f"{name}.recursive_read_only: true, but propagation is not private", remedy="use PROPAGATION_PRIVATE"
+        )
     sub_path = text(f"{name}.image_sub_path", mount.image_sub_path, limit=PATH_LIMIT)
     if sub_path.startswith("/") or ".." in sub_path.split("/"):
         raise bad(f"{name}.image_sub_path", sub_path, "does not stay in the image")
     options = texts(f"{name}.mount_options", mount.mount_options)
     for i, option in enumerate(options):
-        if not _MOUNT_OPTION.fullmatch(option):
-            raise bad(f"{name}.mount_options[{i}]", option, "is not a mount option")
+        if option not in _MOUNT_OPTIONS:
+            raise bad(
+                f"{name}.mount_options[{i}]",
+                option,
+                "is not an option of bind mounts",
+                remedy=f"one of {', '.join(sorted(_MOUNT_OPTIONS))}; readonly and propagation have fields of their own",
+            )
     return Mount(
         container_path=absolute_path(f"{name}.container_path", mount.container_path),
         host_path="" if image else absolute_path(f"{name}.host_path", mount.host_path),
@@ -281,7 +290,9 @@ def _mount_to_cri(mount: Mount, image_ref: str) -> cri.Mount:
 def _device(name: str, device: cri.Device) -> Device:
     permissions = text(f"{name}.permissions", device.permissions) or "rwm"
     if len(set(permissions)) != len(permissions) or not set(permissions) <= set("rwm"):
-        raise bad(f"{name}.permissions", permissions, "is not made of the letters r, w and m")
+        raise bad(
+            f"{name}.permissions", permissions, "is not made of the letters r, w and m", remedy="use rwm, rw or r"
+        )
     return Device(
         container_path=absolute_path(f"{name}.container_path", device.container_path),
         host_path=absolute_path(f"{name}.host_path", device.host_path),
@@ -294,7 +305,7 @@ def _cdi_devices(name: str, config: cri.ContainerConfig) -> list[str]:
     for i, device in enumerate(config.CDI_devices):
         required(f"{name}[{i}].name", device.name)
         if not _CDI_NAME.fullmatch(device.name):
-            raise bad(f"{name}[{i}].name", device.name, "is not a CDI name such as vendor.com/class=name")
+            raise bad(f"{name}[{i}].name", device.name, "is not a CDI name", remedy="write vendor.com/class=name")
         names.append(device.name)
     return names
 

@@ -18,6 +18,7 @@ from vmruntime.cri.translate.checks import (
     number,
     required,
     resolv_word,
+    shorten,
     sysctl_name,
     text,
     text_map,
@@ -113,7 +114,10 @@ def _check_host_sysctls(name: str, sysctls: dict[str, str], namespaces: Namespac
         own_network = key.startswith("net.") and namespaces.network is not NamespaceMode.NODE
         of_ipc = key.startswith(("kernel.shm", "kernel.msg", "kernel.sem", "fs.mqueue."))
         if not own_network and not (of_ipc and namespaces.ipc is not NamespaceMode.NODE):
-            raise InvalidArgument(f"{name}[{key}]: a pod on the host cannot set it without changing the host")
+            raise InvalidArgument(
+                f"{name}[{key}]: {shorten(sysctls[key])} cannot be set by a pod on the host without changing the host",
+                remedy="run the pod in a VM, or leave out the host's namespace that it belongs to",
+            )
 
 
 def _needs_host(namespaces: Namespaces, *, privileged: bool) -> str:
@@ -167,7 +171,12 @@ def sandbox_from_cri(
     if kind is SandboxKind.HOST:
         _check_host_sysctls("config.linux.sysctls", sysctls, namespaces)
     if security.HasField("run_as_group") and not security.HasField("run_as_user"):
-        raise InvalidArgument(f"{context}.run_as_group needs run_as_user beside it")
+        raise bad(
+            f"{context}.run_as_group",
+            security.run_as_group.value,
+            "has no user beside it",
+            remedy="set run_as_user as well",
+        )
     return SandboxSpec(
         metadata=metadata,
         kind=kind,

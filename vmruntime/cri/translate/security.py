@@ -11,6 +11,7 @@ from vmruntime.cri.translate.checks import (
     bad,
     number,
     required,
+    shorten,
     text,
     texts,
 )
@@ -54,11 +55,13 @@ def namespaces_from_cri(
                 "or give it a RuntimeClass of another runtime",
             )
         if which != "pid" and mode in (NamespaceMode.CONTAINER, NamespaceMode.TARGET):
-            raise bad(f"{name}.{which}", mode.name, "has no meaning; POD or NODE is expected")
+            raise bad(f"{name}.{which}", mode.name, "has no meaning", remedy="use POD or NODE")
         modes[which] = mode
     if modes["pid"] is NamespaceMode.TARGET:
         if not container:
-            raise bad(f"{name}.pid", "TARGET", "is for containers, not for a sandbox")
+            raise bad(
+                f"{name}.pid", "TARGET", "is for containers, not for a sandbox", remedy="use POD, CONTAINER or NODE"
+            )
         required(f"{name}.target_id", message.target_id)
     return Namespaces(
         network=modes["network"],
@@ -67,6 +70,24 @@ def namespaces_from_cri(
         target_id=text(f"{name}.target_id", message.target_id, limit=NAME_LIMIT),
         user_namespace=user_namespace_from_cri(f"{name}.userns_options", message),
     )
+
+
+def check_shared_namespaces(name: str, container: Namespaces, pod: Namespaces) -> None:
+    """Refuse a container that asks for the host's network or IPC namespace in a pod that has its own.
+
+    POD is what a client that says nothing sends, so it means the pod's, whichever that is.
+
+    Raises:
+        InvalidArgument: It asks for another than its pod's.
+    """
+    for which in ("network", "ipc"):
+        if getattr(container, which) is NamespaceMode.NODE and getattr(pod, which) is not NamespaceMode.NODE:
+            raise bad(
+                f"{name}.{which}",
+                "NODE",
+                f"is not the sandbox's, which is {getattr(pod, which).name}: containers of a pod share it",
+                remedy="ask for it in the sandbox's security context too, so that the pod runs on the host",
+            )
 
 
 def namespaces_to_cri(namespaces: Namespaces) -> cri.NamespaceOption:
@@ -92,17 +113,30 @@ def security_from_cri(
     has_user = message.HasField("run_as_user")
     username = text(f"{name}.run_as_username", message.run_as_username, limit=256)
     if has_user and username:
-        raise InvalidArgument(f"{name}: run_as_user and run_as_username exclude each other")
+        raise InvalidArgument(
+            f"{name}: run_as_user {message.run_as_user.value} and run_as_username {shorten(username)} exclude each other",
+            remedy="leave one of them out",
+        )
     if ":" in username:
         # The agent reads "user:group"; a name cannot contain the separator (passwd(5)).
-        raise bad(f"{name}.run_as_username", username, "contains ':'; the group goes to run_as_group")
+        raise bad(f"{name}.run_as_username", username, "contains ':'", remedy="put the group into run_as_group")
     if message.HasField("run_as_group") and not has_user and not username:
-        raise InvalidArgument(f"{name}.run_as_group needs run_as_user or run_as_username beside it")
+        raise bad(
+            f"{name}.run_as_group",
+            message.run_as_group.value,
+            "has no user beside it",
+            remedy="set run_as_user or run_as_username as well",
+        )
     capabilities = message.capabilities
     groups = f"{name}.supplemental_groups"
     policy = message.supplemental_groups_policy
     if policy not in (cri.Merge, cri.Strict):
-        raise bad(f"{name}.supplemental_groups_policy", policy, "is not a known policy")
+        raise bad(
+            f"{name}.supplemental_groups_policy",
+            int(policy),
+            "is not a known policy",
+            remedy="use Merge (0) or Strict (1)",
+        )
     return SecurityContext(
         run_as_user=_id(f"{name}.run_as_user", message.run_as_user) if has_user else None,
         run_as_group=(_id(f"{name}.run_as_group", message.run_as_group) if message.HasField("run_as_group") else None),
@@ -152,7 +186,9 @@ def _mode(name: str, value: int) -> NamespaceMode:
     try:
         return NamespaceMode(value)
     except ValueError:
-        raise bad(name, value, "is not a known namespace mode") from None
+        raise bad(
+            name, value, "is not a known namespace mode", remedy="use POD (0), CONTAINER (1), NODE (2) or TARGET (3)"
+        ) from None
 
 
 def _id(name: str, value: cri.Int64Value) -> int:
@@ -169,10 +205,20 @@ def _profile(name: str, typed: cri.SecurityProfile | None, old_name: str, old: s
         return _old_profile(old_name, old)
     kind = _PROFILE_KINDS.get(typed.profile_type)
     if kind is None:
-        raise bad(f"{name}.profile_type", int(typed.profile_type), "is not a known profile type")
+        raise bad(
+            f"{name}.profile_type",
+            int(typed.profile_type),
+            "is not a known profile type",
+            remedy="use RuntimeDefault (0), Unconfined (1) or Localhost (2)",
+        )
     if kind != LOCALHOST:
         if typed.localhost_ref:
-            raise bad(f"{name}.localhost_ref", typed.localhost_ref, "is given, but the type is not Localhost")
+            raise bad(
+                f"{name}.localhost_ref",
+                typed.localhost_ref,
+                "is given, but the type is not Localhost",
+                remedy="leave it out, or set profile_type to Localhost",
+            )
         return SecurityProfile(kind=kind)
     return SecurityProfile(kind=kind, path=required(f"{name}.localhost_ref", typed.localhost_ref, limit=4095))
 
@@ -185,4 +231,4 @@ def _old_profile(name: str, value: str) -> SecurityProfile:
         return SecurityProfile(kind=RUNTIME_DEFAULT)
     if value.startswith("localhost/") and value != "localhost/":
         return SecurityProfile(kind=LOCALHOST, path=value.removeprefix("localhost/"))
-    raise bad(name, value, "is not runtime/default, unconfined or localhost/PROFILE")
+    raise bad(name, value, "is not a profile", remedy="use runtime/default, unconfined or localhost/PROFILE")

@@ -36,8 +36,8 @@ def user_namespace_from_cri(name: str, message: cri.NamespaceOption) -> UserName
         try:
             mode = NamespaceMode(options.mode).name
         except ValueError:
-            raise bad(f"{name}.mode", int(options.mode), "is not a known namespace mode") from None
-        raise bad(f"{name}.mode", mode, "has no meaning; POD or NODE is expected")
+            mode = str(int(options.mode))
+        raise bad(f"{name}.mode", mode, "has no meaning", remedy="use POD or NODE")
     return ids_from_cri(f"{name}.uids", options.uids, f"{name}.gids", options.gids)
 
 
@@ -133,9 +133,16 @@ def _mapping(name: str, mappings: Sequence[cri.IDMapping]) -> IdMapping:
     mapping = mappings[0]
     text = f"{mapping.container_id} {mapping.host_id} {mapping.length}"
     if mapping.container_id != 0:
-        raise bad(f"{name}[0].container_id", mapping.container_id, "is not 0, without which a container has no root")
+        raise bad(
+            f"{name}[0].container_id",
+            mapping.container_id,
+            "is not 0, without which a container has no root",
+            remedy="begin the range with 0",
+        )
     if mapping.length < 1:
-        raise bad(f"{name}[0].length", mapping.length, "is less than 1")
+        raise bad(
+            f"{name}[0].length", mapping.length, "is less than 1", remedy="give a range of 65536 ids, as kubelet does"
+        )
     if mapping.host_id + mapping.length - 1 > ID_LIMIT:
-        raise bad(f"{name}[0]", text, f"goes beyond the last id, {ID_LIMIT}")
+        raise bad(f"{name}[0]", text, f"goes beyond the last id, {ID_LIMIT}", remedy="use a lower host_id")
     return IdMapping(container_id=0, host_id=mapping.host_id, length=mapping.length)

@@ -99,6 +99,11 @@ def _names(field: str, given: Iterable[str]) -> set[str]:
     for one in given:
         name = one.upper().removeprefix("CAP_")
         if name != "ALL" and f"CAP_{name}" not in ALL:
-            raise InvalidArgument.field(field, one[:64], "is not a Linux capability")
+            raise InvalidArgument.field(
+                f"config.linux.security_context.{field}",
+                one[:64],
+                "is not a Linux capability",
+                remedy="use a name of capabilities(7), or ALL",
+            )
         names.add("ALL" if name == "ALL" else f"CAP_{name}")
     return names

@@ -26,7 +26,9 @@ def root_propagation(volumes: Sequence[BindMount]) -> str:
     return "rshared" if "rshared" in wanted else "rslave" if "rslave" in wanted else "rprivate"
 
 
-def container_mounts(volumes: Sequence[BindMount], *, privileged: bool) -> list[dict[str, Any]]:
+def container_mounts(
+    volumes: Sequence[BindMount], *, privileged: bool, user_namespace: bool = False
+) -> list[dict[str, Any]]:
     """Return linux.mounts: the kernel's file systems, unless a volume takes their place, then volumes, parents first."""
     taken = {PurePosixPath(volume.destination) for volume in volumes}
     kernel = [
@@ -34,7 +36,7 @@ def container_mounts(volumes: Sequence[BindMount], *, privileged: bool) -> list[
     ]
     # A stable sort: of two mounts on one place the later one wins, as mount(2) has it.
     ordered = sorted(volumes, key=lambda volume: len(PurePosixPath(volume.destination).parts))
-    return kernel + [_bind(volume) for volume in ordered]
+    return kernel + [_bind(volume, user_namespace=user_namespace) for volume in ordered]
 
 
 def kernel_mounts(*, privileged: bool) -> list[dict[str, Any]]:
@@ -51,11 +53,13 @@ def kernel_mounts(*, privileged: bool) -> list[dict[str, Any]]:
     ]
 
 
-def _bind(volume: BindMount) -> dict[str, Any]:
+def _bind(volume: BindMount, *, user_namespace: bool) -> dict[str, Any]:
     propagation = "rprivate" if volume.propagation == "private" else volume.propagation
     # rro is of the OCI runtime specification 1.1: the mounts below as well.
     access = "rw" if not volume.readonly else "rro" if volume.recursive_readonly else "ro"
-    options = ["rbind", propagation, access, *volume.options]
+    # In a user namespace crun (1.8) leaves out other flags than ro, except where they are to hold for the mounts below, too.
+    flags = [f"r{option}" for option in volume.options] if user_namespace else volume.options
+    options = ["rbind", propagation, access, *flags]
     return {"destination": volume.destination, "type": "bind", "source": volume.source, "options": options}
 
 

@@ -89,14 +89,15 @@ def seccomp_filter(
     if profile.kind == "runtime/default":
         return _resolve(default_profile(), set(capabilities), architecture)
     if profile.kind != "localhost":
-        raise InvalidArgument.field(_FIELD, profile.kind[:64], "is not a known kind of profile")
+        remedy = "use runtime/default, unconfined or localhost"
+        raise InvalidArgument.field(_FIELD, profile.kind[:64], "is not a known kind of profile", remedy=remedy)
     path = _checked_path(profile.path)
     try:
         text = load_profile(path)
     except VmruntimeError:
         raise
     except OSError as error:
-        raise InvalidArgument.field(f"{_FIELD}.localhost_ref", path, f"cannot be read: {error.strerror}") from error
+        raise _unusable(path, f"cannot be read: {error.strerror}", "put the profile there") from error
     return _resolve(_parse(text, path), set(capabilities), architecture)
 
 
@@ -109,30 +110,33 @@ def default_profile() -> _Profile:
 
 def _checked_path(path: str) -> str:
     """Return the path in its shortest form."""
-    field = f"{_FIELD}.localhost_ref"
     if not path.startswith("/") or "\0" in path or len(path) > 4095:
-        raise InvalidArgument.field(field, path[:256], "is not an absolute path")
+        raise _unusable(path, "is not an absolute path", "give the profile's path on this host, as kubelet does")
     if ".." in path.split("/"):
-        raise InvalidArgument.field(field, path[:256], "has '..' in it")
+        raise _unusable(path, "has '..' in it", "write the path without it")
     return posixpath.normpath(path)
 
 
 def _parse(text: bytes, path: str) -> _Profile:
     if len(text) > _PROFILE_LIMIT:
-        raise InvalidArgument(f"seccomp profile {path}: {len(text)} bytes; at most {_PROFILE_LIMIT} are read")
+        raise _unusable(path, f"has {len(text)} bytes", f"at most {_PROFILE_LIMIT} are read")
     try:
         profile = msgspec.json.decode(text, type=_Profile)
     except msgspec.MsgspecError as error:
-        raise InvalidArgument(f"seccomp profile {path}: {error}") from None
+        raise _unusable(path, f"is no profile: {error}", "see linux.seccomp of the OCI runtime specification") from None
     except RecursionError:
-        raise InvalidArgument(f"seccomp profile {path}: nested too deeply") from None
+        raise _unusable(path, "is nested too deeply", "see linux.seccomp of the OCI runtime specification") from None
     actions = [profile.default_action, *(rule.action for rule in profile.syscalls or [])]
     for action in actions:
         if not action.startswith("SCMP_ACT_"):
-            raise InvalidArgument.field(f"seccomp profile {path}: action", action[:64], "is not a seccomp action")
+            raise _unusable(path, f"has the action {action[:64]!r}", "actions are SCMP_ACT_ALLOW, SCMP_ACT_ERRNO, …")
     if profile.listener_path or "SCMP_ACT_NOTIFY" in actions:
-        raise InvalidArgument(f"seccomp profile {path}: a listener on the host cannot be reached from the VM")
+        raise _unusable(path, "wants a listener on the host", "take SCMP_ACT_NOTIFY and listenerPath out of it")
     return profile
+
+
+def _unusable(path: str, why: str, remedy: str) -> InvalidArgument:
+    return InvalidArgument.field(f"{_FIELD}.localhost_ref", path[:256], why, remedy=remedy)
 
 
 def _resolve(profile: _Profile, capabilities: set[str], architecture: str) -> dict[str, Any]:

@@ -5,7 +5,7 @@ What is not in it, and why:
    numbers: the agent knows them and fills them in.
  - network, IPC and UTS namespaces, hostname and sysctls: they are the whole guest's, so containers of a pod share them.
  - rlimits: containers have what the agent has, as CRI has no field for them.
- - SELinux labels: the guest has no SELinux. AppArmor: the guest has none either, which "runtime/default" means.
+ - SELinux labels, and AppArmor in a VM: see lsm.py.
 """
 
 from __future__ import annotations
@@ -14,18 +14,19 @@ import platform
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from vmruntime.errors import InvalidArgument
 from vmruntime.model.container import ContainerSpec, SecurityContext
 from vmruntime.model.image import ImageConfig
 from vmruntime.model.sandbox import SandboxSpec
 from vmruntime.pods.oci.capabilities import ALL, capability_sets
+from vmruntime.pods.oci.lsm import label
 from vmruntime.pods.oci.mounts import BindMount, container_mounts, root_propagation
 from vmruntime.pods.oci.process import arguments, directory, environment
 from vmruntime.pods.oci.resources import device_rules, guest_resources, resource_limits
 from vmruntime.pods.oci.seccomp import seccomp_filter
 
 # What kubelet sends for procMount: Default. Taken for an empty list too, since protobuf cannot tell "none" from "not
-# given" and clients that say nothing should not see the guest's kernel laid open. So procMount: Unmasked has no effect.
+# given" and clients that say nothing should not see the guest's kernel laid open. In a user namespace an empty list is
+# none: kubelet allows procMount: Unmasked there alone (KEP-4265), and the kernel guards what is not the namespace's.
 MASKED_PATHS = (
     "/proc/acpi",
     "/proc/asound",
@@ -69,7 +70,6 @@ def build_oci_spec(
         FailedPrecondition: A capability that is asked for is not there to give.
     """
     security = container.security
-    _check_apparmor(security)
     given = capability_sets(security, capabilities)
     process: dict[str, Any] = {
         "terminal": container.tty,
@@ -87,10 +87,11 @@ def build_oci_spec(
             "devices": device_rules(privileged=security.privileged),
             **resource_limits(guest_resources(container.resources, sandbox.kind)),
         },
-        "maskedPaths": _paths(security, security.masked_paths, MASKED_PATHS),
+        "maskedPaths": _paths(sandbox, security, security.masked_paths, MASKED_PATHS),
         "rootfsPropagation": root_propagation(volumes),
-        "readonlyPaths": _paths(security, security.readonly_paths, READONLY_PATHS),
+        "readonlyPaths": _paths(sandbox, security, security.readonly_paths, READONLY_PATHS),
     }
+    label(process, security, sandbox.kind)
     if not security.privileged:
         seccomp = seccomp_filter(security.seccomp, given["bounding"], architecture, load_profile)
         if seccomp is not None:
@@ -99,23 +100,18 @@ def build_oci_spec(
         "ociVersion": "1.0.2",
         "root": {"path": "rootfs", "readonly": security.readonly_rootfs},
         "process": process,
-        "mounts": container_mounts(volumes, privileged=security.privileged),
+        "mounts": container_mounts(
+            volumes,
+            privileged=security.privileged,
+            user_namespace=sandbox.namespaces.user_namespace is not None,
+        ),
         "linux": linux,
-        "annotations": dict(container.annotations),
+        # crun obeys some of those that are named after it.
+        "annotations": {key: value for key, value in container.annotations.items() if not key.startswith("run.oci.")},
     }
 
 
-def _paths(security: SecurityContext, given: list[str], default: tuple[str, ...]) -> list[str]:
+def _paths(sandbox: SandboxSpec, security: SecurityContext, given: list[str], default: tuple[str, ...]) -> list[str]:
     if security.privileged:
         return []
-    return list(given) or list(default)
-
-
-def _check_apparmor(security: SecurityContext) -> None:
-    if security.apparmor.kind == "localhost" and not security.privileged:
-        raise InvalidArgument.field(
-            "config.linux.security_context.apparmor.localhost_ref",
-            security.apparmor.path[:256],
-            "cannot be applied: the guest's kernel has no AppArmor, and the host's does not see into the VM",
-            remedy="use RuntimeDefault or Unconfined",
-        )
+    return list(given) or list(default if sandbox.namespaces.user_namespace is None else ())

@@ -22,7 +22,12 @@ def resolve_user(security: SecurityContext, image: ImageConfig) -> tuple[str, li
     user = security.run_as_username if security.run_as_user is None else str(security.run_as_user)
     if not user:
         if security.run_as_group is not None:
-            raise InvalidArgument("run_as_group needs run_as_user or run_as_username beside it")
+            raise InvalidArgument.field(
+                "config.linux.security_context.run_as_group",
+                security.run_as_group,
+                "has no user beside it",
+                remedy="set run_as_user or run_as_username as well",
+            )
         return image.user or "0", groups, merge
     # A user given by the pod replaces the image's user and group together, as in every runtime.
     return user if security.run_as_group is None else f"{user}:{security.run_as_group}", groups, merge
