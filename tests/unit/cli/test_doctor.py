@@ -23,7 +23,19 @@ GUEST = "/var/lib/vmruntime/guest"
 KERNEL = "6.1.0-test"
 ANSWERS = {"qemu-system-x86_64": "QEMU emulator version 7.2.0 (Debian)\n", "tar": "tar (GNU tar) 1.34\n"}
 USER = Account("vmruntime", 999, frozenset({999}))
-PROGRAMS = {*ANSWERS, "skopeo", "mkfs.erofs", "mkfs.ext4", "prlimit", "iptables", "ip", "tc"}
+PROGRAMS = {
+    *ANSWERS,
+    "virtiofsd",
+    "vmruntime-agent",
+    "crun",
+    "skopeo",
+    "mkfs.erofs",
+    "mkfs.ext4",
+    "prlimit",
+    "iptables",
+    "ip",
+    "tc",
+}
 
 
 @dataclasses.dataclass
@@ -134,6 +146,8 @@ Spoil = Callable[[Machine], object]
 @pytest.mark.parametrize(
     ("spoil", "name", "state", "words"),
     [
+        (lambda m: m.programs.discard("virtiofsd"), "virtiofsd", State.MISSING, "pods in VMs can have no volumes"),
+        (lambda m: m.programs.discard("crun"), "host pods", State.MISSING, "crun is not on this host"),
         (lambda m: setattr(m, "euid", 1), "root", State.DEGRADED, "not root"),
         (lambda m: setattr(m, "account", None), "account", State.MISSING, "no user 'vmruntime'"),
         (lambda m: setattr(m, "account", Account("root", 0, frozenset())), "account", State.DEGRADED, "is root"),

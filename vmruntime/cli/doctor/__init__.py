@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vmruntime.cli.doctor import cgroups, daemon, guest, hooks, hypervisor, images, network, system
+from vmruntime.cli.doctor import cgroups, daemon, guest, hooks, hypervisor, images, network, pods, system
 from vmruntime.cli.doctor.host import Host
 from vmruntime.cli.doctor.report import Capability, Check
 from vmruntime.config.settings import Settings
@@ -14,6 +14,7 @@ CHECKS: tuple[Check, ...] = (
     *images.CHECKS,
     *network.CHECKS,
     *cgroups.CHECKS,
+    *pods.CHECKS,
     *hooks.CHECKS,
     *daemon.CHECKS,
 )
