@@ -301,11 +301,17 @@ def serving(address: str, answer: bytes) -> Iterator[int]:
             thread.join()
 
 
-def test_ports_of_the_host_lead_to_the_pod(ports: list[int], networks: Networks, container: str) -> None:
+def test_ports_of_the_host_lead_to_the_pod(
+    daemon: Daemon, ports: list[int], networks: Networks, container: str
+) -> None:
     anywhere, datagrams, loopback_only = ports
     for address in ("127.0.0.1", f"{networks.first}.1"):
         eventually(ask(address, anywhere), b"answer\n")
         eventually(lambda: answered_datagram(address, datagrams), b"datagram")  # noqa: B023
+        # From the pod as well, which then answers itself.
+        command = f"nc -w 3 {address} {anywhere} </dev/null || true"
+        if not address.startswith("127."):
+            eventually(lambda: sh(daemon, container, command).stdout, b"answer\n")  # noqa: B023
     eventually(ask(f"{networks.v6}1", anywhere), b"answer\n")
     eventually(ask("127.0.0.1", loopback_only), b"answer\n")
     with pytest.raises(ConnectionRefusedError):

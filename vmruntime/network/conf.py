@@ -229,7 +229,8 @@ def _files(directory: Path, suffixes: Sequence[str] = SUFFIXES) -> Iterator[Path
     """
     try:
         paths = sorted(path for path in directory.iterdir() if path.suffix in suffixes)
-        yield from (path for path in paths if not path.is_dir())
+        # What is neither a file nor nothing would not end when it is read: a pipe, a device.
+        yield from (path for path in paths if path.is_file() or not path.exists())
     except (FileNotFoundError, NotADirectoryError):
         return
     except OSError as error:

@@ -130,9 +130,12 @@ def join(shown: bytes, result: CniResult) -> Survey:
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise NetworkError(f"ip(8) shows the pod's network in a form that is not understood: {error}") from error
     main = [route for route in routes if route.table == "main" and route.type == "unicast"]
-    nics = [_nic(link, main, result) for link in _chosen(links, result)]
-    _check_macs(nics)
-    return Survey(nics=nics, routes=list(_routes(main, nics, result)))
+    try:
+        nics = [_nic(link, main, result) for link in _chosen(links, result)]
+        _check_macs(nics)
+        return Survey(nics=nics, routes=list(_routes(main, nics, result)))
+    except ValueError as error:  # of ipaddress
+        raise NetworkError(f"ip(8) shows an address in the pod that is none: {error}") from error
 
 
 def _chosen(links: Sequence[_Link], result: CniResult) -> Iterator[_Link]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import structlog
 
 from vmruntime.errors import VmruntimeError
@@ -11,6 +13,9 @@ from vmruntime.pods.context import Context
 
 log = structlog.get_logger(__name__)
 
+COLLECT_SECONDS = 30.0
+"""Plugins that hang must not keep the daemon from starting."""
+
 GOOD = "as it was made"
 NOT_CHECKED = "not checked"
 
@@ -19,9 +24,12 @@ async def collect_networks(context: Context) -> None:
     """Release every network that belongs to no sandbox; before the first call is served, so that nothing is added."""
     keep = {resource.key for resource in await context.owned.ledger.all() if resource.kind is ResourceKind.NETWORK}
     try:
-        await context.network.collect(keep)
+        async with asyncio.timeout(COLLECT_SECONDS):
+            await context.network.collect(keep)
     except VmruntimeError as error:
         log.warning("networks nobody owns may be left", error=str(error))
+    except TimeoutError:
+        log.warning("networks nobody owns may be left", error=f"not done within {COLLECT_SECONDS:g} s")
 
 
 async def check_networks(context: Context) -> None:

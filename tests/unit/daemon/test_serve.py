@@ -25,6 +25,7 @@ from vmruntime.generated import maintenance_pb2_grpc
 from vmruntime.hypervisor.fake import FakeHypervisor
 from vmruntime.network.errors import NetworkError
 from vmruntime.paths import Paths
+from vmruntime.pods import network_care
 
 
 async def test_a_pod_from_start_to_removal(settings: Settings, parts: Parts) -> None:
@@ -130,7 +131,9 @@ async def test_a_pod_that_died_meanwhile_is_not_ready(settings: Settings, parts:
         await stub.RemovePodSandbox(cri.RemovePodSandboxRequest(pod_sandbox_id=pod))
 
 
-async def test_the_next_daemon_looks_after_networks(settings: Settings, parts: Parts, capfd: Any) -> None:
+async def test_the_next_daemon_looks_after_networks(
+    settings: Settings, parts: Parts, capfd: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What nobody owns is released, what is not as it was made is told, in the log and in a verbose status."""
     settings = msgspec.structs.replace(settings, log=LogSettings(level="warning"))
     network: Any = parts.network
@@ -161,6 +164,11 @@ async def test_the_next_daemon_looks_after_networks(settings: Settings, parts: P
     async with serving(settings, parts) as stub:
         await stub.Version(cri.VersionRequest())
     assert "networks nobody owns may be left" in capfd.readouterr().err
+    monkeypatch.setattr(network_care, "COLLECT_SECONDS", 0.1)
+    network.faults.delay("network.collect", 3600)
+    async with serving(settings, parts) as stub:
+        await stub.Version(cri.VersionRequest())
+    assert "not done within 0.1 s" in capfd.readouterr().err
 
 
 async def test_two_daemons_do_not_share_directories(settings: Settings, parts: Parts) -> None:

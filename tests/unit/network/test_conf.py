@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ def write(path: Path, raw: object) -> Path:
 
 def test_without_files_the_built_in_network_is_used(tmp_path: Path) -> None:
     (tmp_path / "20-directory.conf").mkdir()
+    os.mkfifo(tmp_path / "30-pipe.conf")
     write(tmp_path / "README", "not a network")
     write(tmp_path / "10-net.conflist.rpmsave", "neither")
     for directory in (tmp_path, tmp_path / "missing", tmp_path / "README" / "below"):

@@ -188,6 +188,19 @@ def test_what_cannot_be_given_to_a_guest(links: list[dict[str, Any]], message: s
     assert message in caught.value.message
 
 
+@pytest.mark.parametrize(
+    "output",
+    [
+        shown([link("eth0", "10.1.0.5/99")], []),
+        shown([link("eth0", "10.1.0.5/24")], [route("10.1.0.0/99")]),
+        shown([link("eth0", "10.1.0.5/24")], [route("unreachable")]),
+    ],
+)
+def test_addresses_that_are_none(output: bytes) -> None:
+    with pytest.raises(NetworkError, match="an address in the pod that is none"):
+        join(output, result("10.1.0.5/24"))
+
+
 @settings(max_examples=200, deadline=None)
 @given(st.binary(max_size=50) | st.sampled_from([b"[]", b"[]\n[]", b"[{}]\n[]", b"[]\n[{}]", b"null"]))
 def test_what_is_not_understood(output: bytes) -> None:
