@@ -45,6 +45,9 @@ done = subprocess.run(["PLUGINS/bridge"], input=json.dumps(bridge).encode(), env
 if done.returncode:
     sys.stdout.buffer.write(done.stdout)
 elif os.environ["CNI_COMMAND"] == "ADD":
+    ip = ["ip", "-n", os.path.basename(os.environ["CNI_NETNS"])]
+    for command in request["ip"]:
+        subprocess.run([*ip, *command.split()], check=True)
     print(json.dumps(before))
 sys.exit(done.returncode)
 '
@@ -77,9 +80,10 @@ class Networks:
         )
         self.v6 = f"fd{secrets.token_hex(1)}:{number:x}::"
         self.base = base
+        self.other = ""
 
-    def write(self, path: Path) -> tuple[str, str]:
-        """Put the chain in place of the daemon's simple one; return the names of the bridges."""
+    def write(self, path: Path) -> None:
+        """Put the chain in place of the daemon's simple one."""
         conf = json.loads(path.read_text())
         bridge = conf["plugins"][0]
         data = {"type": "host-local", "dataDir": str(self.base / "ipam")}
@@ -89,12 +93,17 @@ class Networks:
             "ipam": {**data, "ranges": ranges, "routes": [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}]},
             "dns": {"nameservers": ["192.0.2.53"], "search": ["from-the-network"]},
         }
-        other = f"{bridge['bridge']}b"
+        self.other = f"{bridge['bridge']}b"
         routes = [{"dst": "198.51.100.0/24", "gw": f"{self.second}.1"}]
         second = {
             "type": "second",
+            "ip": [
+                f"route add 203.0.113.0/24 via {self.second}.1 dev net1 metric 50 mtu 1280",
+                f"route add 203.0.113.0/24 via {self.first}.1 dev eth0 metric 60",
+                f"neigh add {self.second}.77 lladdr 02:00:00:00:00:77 nud permanent dev net1",
+            ],
             "network": {
-                "bridge": other,
+                "bridge": self.other,
                 "isGateway": True,
                 "mtu": 1300,
                 "ipam": {**data, "ranges": [[{"subnet": f"{self.second}.0/24"}]], "routes": routes},
@@ -104,7 +113,6 @@ class Networks:
         shaping = {"type": "bandwidth", "capabilities": {"bandwidth": True}}
         conf["plugins"] = [bridge, second, portmap, shaping]
         path.write_text(json.dumps(conf, indent=1))
-        return bridge["bridge"], other
 
 
 @pytest.fixture(scope="module")
@@ -121,13 +129,13 @@ def daemon(base: Path, networks: Networks) -> Iterator[Daemon]:
     (bin_dir / "second").write_text(SECOND)
     (bin_dir / "second").chmod(0o755)
     daemon = Daemon(directory, f'[network]\nbin_dirs = ["{bin_dir}", "{PLUGINS}"]')
-    _, other = networks.write(directory / "net.d" / "10-test.conflist")
+    networks.write(directory / "net.d" / "10-test.conflist")
     daemon.start()
     try:
         yield daemon
     finally:
         daemon.end()
-        subprocess.run(["ip", "link", "delete", other], check=False, stderr=subprocess.DEVNULL)
+        subprocess.run(["ip", "link", "delete", networks.other], check=False, stderr=subprocess.DEVNULL)
 
 
 @pytest.fixture(scope="module")
@@ -239,9 +247,16 @@ def test_interfaces_and_routes_in_the_guest(daemon: Daemon, pod: str, container:
     for interface, address in (("eth0", f"{v4}/24"), ("eth0", f"{v6}/64"), ("net1", f"{second}/24")):
         assert re.search(rf"^\d+: {interface}\s+inet6? {re.escape(address)} ", shown, re.MULTILINE), shown
     assert out(daemon, container, "cat /sys/class/net/eth0/mtu /sys/class/net/net1/mtu") == f"{MTU}\n1300"
-    routes = {" ".join(line.split()[:5]) for line in out(daemon, container, "busybox ip route").splitlines()}
+    lines = [" ".join(line.split()) for line in out(daemon, container, "busybox ip route").splitlines()]
+    routes = {" ".join(line.split()[:5]) for line in lines}
     assert f"default via {networks.first}.1 dev eth0" in routes
     assert f"198.51.100.0/24 via {networks.second}.1 dev net1" in routes
+    # What no result mentions: routes with their metric, and neighbours that need not be asked for.
+    preferred, other = (line for line in lines if line.startswith("203.0.113.0/24"))
+    assert preferred.startswith(f"203.0.113.0/24 via {networks.second}.1 dev net1 metric 50"), preferred
+    assert other.startswith(f"203.0.113.0/24 via {networks.first}.1 dev eth0 metric 60"), other
+    known = out(daemon, container, "busybox ip neigh show nud permanent")
+    assert f"{networks.second}.77 dev net1 lladdr 02:00:00:00:00:77" in known
     assert f"default via {networks.v6}1 dev eth0" in out(daemon, container, "busybox ip -6 route")
 
 
@@ -272,6 +287,21 @@ def test_host_and_pod_reach_each_other(daemon: Daemon, pod: str, container: str,
         assert int(count) == 1_500_000
 
 
+def test_a_route_has_its_own_mtu(daemon: Daemon, container: str, networks: Networks) -> None:
+    """As the largest segment tells that the guest announces by it; the interface's is 1300."""
+    segments = []
+
+    class Handler(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            segments.append(self.request.getsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG))
+
+    address = ["ip", "addr", "add", "203.0.113.1/32", "dev", networks.other]
+    subprocess.run(address, check=True)  # it goes with the bridge
+    with listening("203.0.113.1", Handler) as port:
+        out(daemon, container, f"nc 203.0.113.1 {port} </dev/null")
+    assert 1280 - 40 - 12 <= segments[0] <= 1280 - 40  # headers, options
+
+
 def answered_datagram(address: str, port: int) -> bytes:
     with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM) as sender:
         sender.settimeout(2)
@@ -288,10 +318,18 @@ def serving(address: str, answer: bytes) -> Iterator[int]:
         def handle(self) -> None:
             self.request.sendall(answer)
 
+    with listening(address, Handler) as port:
+        yield port
+
+
+@contextlib.contextmanager
+def listening(address: str, handler: type[socketserver.BaseRequestHandler]) -> Iterator[int]:
+    """Serve connections to an address of the host; yields the port."""
+
     class Server(socketserver.ThreadingTCPServer):
         address_family = socket.AF_INET6 if ":" in address else socket.AF_INET
 
-    with Server((address, 0), Handler) as server:
+    with Server((address, 0), handler) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
         thread.start()
         try:

@@ -73,13 +73,16 @@ class AgentClient:
             time_unix_ns=setup.time_ns,
             entropy=setup.entropy,
             interfaces=[
-                agent_pb2.Interface(name=nic.name, mac=nic.mac, mtu=nic.mtu, addresses=nic.addresses)
+                agent_pb2.Interface(
+                    name=nic.name,
+                    mac=nic.mac,
+                    mtu=nic.mtu,
+                    addresses=nic.addresses,
+                    neighbours=[agent_pb2.Neighbour(address=one.address, mac=one.mac) for one in nic.neighbours],
+                )
                 for nic in setup.interfaces
             ],
-            routes=[
-                agent_pb2.Route(destination=route.destination, gateway=route.gateway, interface=route.interface)
-                for route in setup.routes
-            ],
+            routes=[agent_pb2.Route(**msgspec.structs.asdict(route)) for route in setup.routes],
             dns=agent_pb2.Dns(servers=setup.dns.servers, searches=setup.dns.searches, options=setup.dns.options),
             sysctls=setup.sysctls,
             scratch_serial=setup.scratch_serial,

@@ -30,7 +30,7 @@ from vmruntime.agent.interface import (
 )
 from vmruntime.aio.tasks import TaskScope
 from vmruntime.generated import agent_pb2, agent_pb2_grpc
-from vmruntime.model.sandbox import Dns, IdMapping, NetworkInterface, NetworkRoute, UserNamespace
+from vmruntime.model.sandbox import Dns, IdMapping, Neighbour, NetworkInterface, NetworkRoute, UserNamespace
 from vmruntime.model.streams import AttachSpec, ExecSpec, OutputChunk, TerminalSize
 
 STOP_SECONDS = 0.0
@@ -331,11 +331,25 @@ def _setup(request: Any) -> GuestSetup:
         time_ns=request.time_unix_ns,
         entropy=request.entropy,
         interfaces=[
-            NetworkInterface(name=one.name, mac=one.mac, mtu=one.mtu, addresses=list(one.addresses), tap="")
+            NetworkInterface(
+                name=one.name,
+                mac=one.mac,
+                mtu=one.mtu,
+                addresses=list(one.addresses),
+                tap="",
+                neighbours=[Neighbour(address=near.address, mac=near.mac) for near in one.neighbours],
+            )
             for one in request.interfaces
         ],
         routes=[
-            NetworkRoute(destination=one.destination, gateway=one.gateway, interface=one.interface)
+            NetworkRoute(
+                destination=one.destination,
+                gateway=one.gateway,
+                interface=one.interface,
+                metric=one.metric,
+                mtu=one.mtu,
+                source=one.source,
+            )
             for one in request.routes
         ],
         dns=Dns(

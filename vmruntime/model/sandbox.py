@@ -146,6 +146,13 @@ class SandboxSpec(msgspec.Struct, frozen=True, kw_only=True):
     resources: LinuxResources | None = None
 
 
+class Neighbour(msgspec.Struct, frozen=True, kw_only=True):
+    """A permanent entry of the neighbour table: what answers no ARP or neighbour discovery."""
+
+    address: str
+    mac: str
+
+
 class NetworkInterface(msgspec.Struct, frozen=True, kw_only=True):
     """One interface of a pod as CNI made it.
 
@@ -155,6 +162,7 @@ class NetworkInterface(msgspec.Struct, frozen=True, kw_only=True):
         mtu: Bytes.
         addresses: CIDR form, IPv4 and IPv6.
         tap: Name of the tap beside the interface in the pod's network namespace.
+        neighbours: Permanent ones.
     """
 
     name: str
@@ -162,14 +170,25 @@ class NetworkInterface(msgspec.Struct, frozen=True, kw_only=True):
     mtu: int
     addresses: list[str]
     tap: str
+    neighbours: list[Neighbour] = []
 
 
 class NetworkRoute(msgspec.Struct, frozen=True, kw_only=True):
-    """A route of the pod; an empty gateway means on-link."""
+    """A route of the pod.
+
+    Attributes:
+        gateway: Empty: on-link.
+        metric: 0: the kernel's default.
+        mtu: 0: the interface's.
+        source: Preferred source address; empty: the kernel chooses.
+    """
 
     destination: str
     gateway: str = ""
     interface: str = ""
+    metric: int = 0
+    mtu: int = 0
+    source: str = ""
 
 
 class PodNetwork(msgspec.Struct, frozen=True, kw_only=True):

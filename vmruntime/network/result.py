@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Sequence
+from typing import Annotated
 
 import msgspec
+from msgspec import Meta
 
 from vmruntime.model.sandbox import Dns
 from vmruntime.network.conf import SUPPORTED_VERSIONS
@@ -40,10 +42,18 @@ class CniAddress(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class CniRoute(msgspec.Struct, frozen=True, kw_only=True):
-    """A route as the result has it; an empty gateway leaves the choice to the runtime."""
+    """A route as the result has it.
+
+    Attributes:
+        gateway: Empty leaves the choice to the runtime.
+        metric: 0: the kernel's default.
+        mtu: Bytes; 0: the interface's.
+    """
 
     destination: str
     gateway: str = ""
+    metric: int = 0
+    mtu: int = 0
 
 
 class CniResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -75,6 +85,8 @@ class _Route(msgspec.Struct):
     dst: str
     gw: str = ""
     table: int | None = None
+    priority: Annotated[int, Meta(ge=0, lt=2**32)] | None = None
+    mtu: Annotated[int, Meta(ge=0, lt=2**16)] | None = None
 
 
 class _Dns(msgspec.Struct):
@@ -198,7 +210,7 @@ def _route(route: _Route, own: set[ipaddress.IPv4Address | ipaddress.IPv6Address
         raise NetworkError(f"{where}: {gateway} cannot be the gateway of {destination}")
     if gateway and ipaddress.ip_address(gateway) in own:
         raise NetworkError(f"{where}: the gateway of {destination} is the pod's own address {gateway}")
-    return CniRoute(destination=destination, gateway=gateway)
+    return CniRoute(destination=destination, gateway=gateway, metric=route.priority or 0, mtu=route.mtu or 0)
 
 
 def _dns(dns: _Dns, source: str) -> Dns:

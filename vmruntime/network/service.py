@@ -202,6 +202,7 @@ class NetworkService:
                     mac=nic.mac,
                     mtu=nic.mtu,
                     addresses=nic.addresses,
+                    neighbours=nic.neighbours,
                     tap=tap_name(nic) if taps is not None else "",
                 )
             )

@@ -16,14 +16,16 @@ import msgspec
 import structlog
 
 from vmruntime.aio.process import last_lines, run
-from vmruntime.model.sandbox import NetworkRoute
+from vmruntime.model.sandbox import Neighbour, NetworkRoute
 from vmruntime.network.errors import NetworkError
-from vmruntime.network.result import LOOPBACK, CniResult, valid_ifname
+from vmruntime.network.result import LOOPBACK, CniResult, CniRoute, valid_ifname
 
 log = structlog.get_logger(__name__)
 
 MTU_LEAST = 68  # of IPv4 (RFC 791); the kernel's own limit for Ethernet
 MTU_MOST = 65535  # of a virtio-net device
+
+QUESTIONS = b"addr show\nroute show table all\nneigh show nud permanent\n"
 
 _MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
 
@@ -34,6 +36,7 @@ class Nic(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         index: In the pod's namespace.
         addresses: CIDR form; those that CNI answered come first. One whose network is not reached directly has full length.
+        neighbours: Permanent ones.
     """
 
     name: str
@@ -41,6 +44,7 @@ class Nic(msgspec.Struct, frozen=True, kw_only=True):
     mac: str
     mtu: int
     addresses: list[str]
+    neighbours: list[Neighbour] = []
 
 
 class Survey(msgspec.Struct, frozen=True, kw_only=True):
@@ -79,6 +83,16 @@ class _Hop(msgspec.Struct):
     dev: str = ""
 
 
+class _Metrics(msgspec.Struct):
+    mtu: int = 0
+
+
+class _Neighbour(msgspec.Struct):
+    dst: str
+    dev: str = ""
+    lladdr: str = ""
+
+
 class _Route(msgspec.Struct):
     dst: str
     type: str = "unicast"
@@ -88,6 +102,8 @@ class _Route(msgspec.Struct):
     protocol: str = ""
     metric: int = 0
     pref: str = ""
+    prefsrc: str = ""
+    metrics: list[_Metrics] = []
     via: dict[str, str] | None = None
     nexthops: list[_Hop] | None = None
 
@@ -105,9 +121,7 @@ async def survey(namespace: Path, result: CniResult) -> Survey:
     Raises:
         NetworkError: What CNI answered is not there, or cannot be given to a guest.
     """
-    done = await run(
-        ["ip", "-n", namespace.name, "-d", "-j", "-batch", "-"], input=b"addr show\nroute show table all\n"
-    )
+    done = await run(["ip", "-n", namespace.name, "-d", "-j", "-batch", "-"], input=QUESTIONS)
     if done.returncode != 0:
         raise NetworkError(f"the pod's network cannot be read: {last_lines(done.stderr)}")
     return join(done.stdout, result)
@@ -117,21 +131,22 @@ def join(shown: bytes, result: CniResult) -> Survey:
     """Join what ip(8) shows with a result.
 
     Args:
-        shown: Links with their addresses, then routes, each as a line of JSON.
+        shown: The answers to QUESTIONS, each a line of JSON: links with their addresses, routes, neighbours.
         result: What ADD answered.
 
     Raises:
         NetworkError: See survey().
     """
     try:
-        first, _, second = shown.strip().partition(b"\n")
+        first, second, third = shown.strip().splitlines()
         links = msgspec.json.decode(first, type=list[_Link])
-        routes = msgspec.json.decode(second or b"[]", type=list[_Route])
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        routes = msgspec.json.decode(second, type=list[_Route])
+        neighbours = msgspec.json.decode(third, type=list[_Neighbour])
+    except ValueError as error:  # msgspec's errors are such, too
         raise NetworkError(f"ip(8) shows the pod's network in a form that is not understood: {error}") from error
     main = [route for route in routes if route.table == "main" and route.type == "unicast"]
     try:
-        nics = [_nic(link, main, result) for link in _chosen(links, result)]
+        nics = [_nic(link, main, neighbours, result) for link in _chosen(links, result)]
         _check_macs(nics)
         return Survey(nics=nics, routes=list(_routes(main, nics, result)))
     except ValueError as error:  # of ipaddress
@@ -154,7 +169,7 @@ def _chosen(links: Sequence[_Link], result: CniResult) -> Iterator[_Link]:
             yield link
 
 
-def _nic(link: _Link, routes: Sequence[_Route], result: CniResult) -> Nic:
+def _nic(link: _Link, routes: Sequence[_Route], neighbours: Sequence[_Neighbour], result: CniResult) -> Nic:
     name = link.ifname
     if link.link_type != "ether":
         raise NetworkError(
@@ -174,7 +189,12 @@ def _nic(link: _Link, routes: Sequence[_Route], result: CniResult) -> Nic:
         # The guest's kernel makes a route of the prefix; where this one has none, the plugin took it away.
         bare = cidr in there and address.network not in connected
         addresses.append(f"{address.ip}/{address.max_prefixlen}" if bare else cidr)
-    return Nic(name=name, index=link.ifindex, mac=link.address, mtu=link.mtu, addresses=addresses)
+    known = [
+        Neighbour(address=str(ipaddress.ip_address(one.dst)), mac=one.lladdr)
+        for one in neighbours
+        if one.dev == name and _MAC.fullmatch(one.lladdr)
+    ]
+    return Nic(name=name, index=link.ifindex, mac=link.address, mtu=link.mtu, addresses=addresses, neighbours=known)
 
 
 def _check_macs(nics: Sequence[Nic]) -> None:
@@ -189,11 +209,12 @@ def _check_macs(nics: Sequence[Nic]) -> None:
 
 
 def _routes(routes: Sequence[_Route], nics: Sequence[Nic], result: CniResult) -> Iterator[NetworkRoute]:
-    """Iterate over the kernel's routes, the best for each destination, then over the result's for other ones."""
+    """Iterate over the kernel's routes, then over the result's to other destinations."""
     names = {nic.name for nic in nics}
-    done = {route.network for route in routes if route.protocol == "kernel" and route.dev in names}
+    own = {cidr.partition("/")[0] for nic in nics for cidr in nic.addresses}
+    done = {(route.network, 0) for route in routes if route.protocol == "kernel" and route.dev in names}
     # Routes without gateway first: a later one's gateway may be reached by them.
-    for route in sorted(routes, key=lambda route: (route.metric, _hop(route).gateway != "")):
+    for route in sorted(routes, key=lambda route: (_hop(route).gateway != "", route.metric)):
         hop = _hop(route)
         # What the kernel made of addresses or learned from a router, the guest's kernel makes or learns itself.
         if route.protocol in ("kernel", "ra") or hop.dev not in names:
@@ -201,25 +222,35 @@ def _routes(routes: Sequence[_Route], nics: Sequence[Nic], result: CniResult) ->
         if route.via is not None:
             log.warning("route not given to the guest: its gateway is of the other IP version", destination=route.dst)
             continue
-        if route.network not in done:
-            done.add(route.network)
-            yield NetworkRoute(destination=str(route.network), gateway=hop.gateway, interface=hop.dev)
+        if (route.network, route.metric) not in done:
+            done.add((route.network, route.metric))
+            yield NetworkRoute(
+                destination=str(route.network),
+                gateway=hop.gateway,
+                interface=hop.dev,
+                metric=route.metric,
+                mtu=next((one.mtu for one in route.metrics if one.mtu), 0),
+                source=route.prefsrc if route.prefsrc in own else "",
+            )
+    destinations = {network for network, _ in done}
     for wanted in result.routes:
-        if ipaddress.ip_network(wanted.destination) not in done:
-            yield _result_route(wanted.destination, wanted.gateway, result)
+        if ipaddress.ip_network(wanted.destination) not in destinations:
+            yield _result_route(wanted, result)
 
 
-def _result_route(destination: str, gateway: str, result: CniResult) -> NetworkRoute:
+def _result_route(wanted: CniRoute, result: CniResult) -> NetworkRoute:
     """Return a route that only the result has; one without a gateway uses that of the first address of its family."""
-    of_family = [one for one in result.addresses if (":" in one.address) == (":" in destination)]
-    if gateway:
-        hop = ipaddress.ip_address(gateway)
+    of_family = [one for one in result.addresses if (":" in one.address) == (":" in wanted.destination)]
+    if wanted.gateway:
+        hop = ipaddress.ip_address(wanted.gateway)
         near = [one for one in of_family if hop in ipaddress.ip_interface(one.address).network]
-        interface = (near or of_family or result.addresses)[0].interface
+        interface, gateway = (near or of_family or result.addresses)[0].interface, wanted.gateway
     else:
         interface = (of_family or result.addresses)[0].interface
         gateway = of_family[0].gateway if of_family else ""
-    return NetworkRoute(destination=destination, gateway=gateway, interface=interface)
+    return NetworkRoute(
+        destination=wanted.destination, gateway=gateway, interface=interface, metric=wanted.metric, mtu=wanted.mtu
+    )
 
 
 def _hop(route: _Route) -> _Hop:

@@ -52,6 +52,7 @@ pub struct Interface {
     pub mac: [u8; 6],
     pub mtu: u32,
     pub addresses: Vec<Cidr>,
+    pub neighbours: Vec<(IpAddr, [u8; 6])>,
 }
 
 impl Interface {
@@ -69,7 +70,12 @@ impl Interface {
             return Err(AgentError::InvalidArgument(format!("{name:?} cannot be an interface's name")));
         }
         let addresses = message.addresses.iter().map(|text| Cidr::parse(text)).collect::<Result<_>>()?;
-        Ok(Self { name, mac: parse_mac(&message.mac)?, mtu: message.mtu, addresses })
+        let neighbours = message
+            .neighbours
+            .iter()
+            .map(|one| Ok((parse_ip(&one.address, "a neighbour's address")?, parse_mac(&one.mac)?)))
+            .collect::<Result<_>>()?;
+        Ok(Self { name, mac: parse_mac(&message.mac)?, mtu: message.mtu, addresses, neighbours })
     }
 }
 
@@ -83,6 +89,24 @@ fn parse_mac(text: &str) -> Result<[u8; 6]> {
         .ok_or_else(|| AgentError::InvalidArgument(format!("{text:?} is not a MAC address")))
 }
 
+fn parse_ip(text: &str, what: &str) -> Result<IpAddr> {
+    text.parse().map_err(|_| AgentError::InvalidArgument(format!("{text:?} is not {what}")))
+}
+
+/// An address of a route, which is to be of its IP version; an empty one is none.
+fn parse_of(text: &str, what: &str, destination: Cidr) -> Result<Option<IpAddr>> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    let address = parse_ip(text, &format!("a {what}'s address"))?;
+    if address.is_ipv4() != destination.address.is_ipv4() {
+        return Err(AgentError::InvalidArgument(format!(
+            "the route to {destination} has a {what} of the other IP version"
+        )));
+    }
+    Ok(Some(address))
+}
+
 pub fn show_mac(mac: [u8; 6]) -> String {
     mac.map(|byte| format!("{byte:02x}")).join(":")
 }
@@ -92,6 +116,9 @@ pub struct Route {
     pub destination: Cidr,
     pub gateway: Option<IpAddr>,
     pub interface: String,
+    pub metric: u32,
+    pub mtu: u32,
+    pub source: Option<IpAddr>,
 }
 
 impl Route {
@@ -99,19 +126,14 @@ impl Route {
     /// `InvalidArgument` naming the part that cannot be parsed.
     pub fn parse(message: &proto::Route) -> Result<Self> {
         let destination = Cidr::parse(&message.destination)?;
-        let gateway =
-            match message.gateway.as_str() {
-                "" => None,
-                text => Some(text.parse::<IpAddr>().map_err(|_| {
-                    AgentError::InvalidArgument(format!("{text:?} is not a gateway's address"))
-                })?),
-            };
-        if gateway.is_some_and(|gateway| gateway.is_ipv4() != destination.address.is_ipv4()) {
-            return Err(AgentError::InvalidArgument(format!(
-                "the route to {destination} has a gateway of the other IP version"
-            )));
-        }
-        Ok(Self { destination, gateway, interface: message.interface.clone() })
+        Ok(Self {
+            destination,
+            gateway: parse_of(&message.gateway, "gateway", destination)?,
+            interface: message.interface.clone(),
+            metric: message.metric,
+            mtu: message.mtu,
+            source: parse_of(&message.source, "source", destination)?,
+        })
     }
 }
 
@@ -133,6 +155,10 @@ mod tests {
         }
     }
 
+    fn neighbour(address: &str, mac: &str) -> proto::Neighbour {
+        proto::Neighbour { address: address.into(), mac: mac.into() }
+    }
+
     #[test]
     fn interfaces() {
         let message = proto::Interface {
@@ -140,8 +166,15 @@ mod tests {
             mac: "0a:58:0a:01:02:03".into(),
             mtu: 1450,
             addresses: vec!["10.1.2.3/24".into()],
+            neighbours: vec![neighbour("169.254.1.1", "ee:ee:ee:ee:ee:ee")],
         };
         let interface = Interface::parse(&message).unwrap();
+        assert_eq!(interface.neighbours, [("169.254.1.1".parse().unwrap(), [0xee; 6])]);
+        for bad in [neighbour("x", "ee:ee:ee:ee:ee:ee"), neighbour("169.254.1.1", "ee")] {
+            assert!(
+                Interface::parse(&proto::Interface { neighbours: vec![bad], ..message.clone() }).is_err()
+            );
+        }
         assert_eq!(show_mac(interface.mac), "0a:58:0a:01:02:03");
         let named = |name: &str| Interface::parse(&proto::Interface { name: name.into(), ..message.clone() });
         assert!(named("a/b").is_err() && named("").is_err() && named("sixteen-letters-").is_err());
@@ -156,9 +189,19 @@ mod tests {
             Route::parse(&proto::Route {
                 destination: destination.into(),
                 gateway: gateway.into(),
-                interface: String::new(),
+                ..proto::Route::default()
             })
         };
+        let from = |source: &str| {
+            Route::parse(&proto::Route {
+                destination: "10.0.0.0/8".into(),
+                source: source.into(),
+                ..proto::Route::default()
+            })
+        };
+        assert_eq!(from("10.0.0.1").unwrap().source, Some("10.0.0.1".parse().unwrap()));
+        assert_eq!(from("").unwrap().source, None);
+        assert!(from("fd00::1").is_err() && from("x").is_err());
         assert!(parse("0.0.0.0/0", "169.254.1.1").is_ok());
         assert_eq!(parse("10.0.0.0/8", "").unwrap().gateway, None);
         assert!(parse("::/0", "10.0.0.1").is_err());

@@ -9,7 +9,7 @@ use futures_util::StreamExt;
 use futures_util::TryStreamExt;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags};
 use rtnetlink::packet_route::link::{LinkAttribute, LinkMessage};
-use rtnetlink::packet_route::route::RouteScope;
+use rtnetlink::packet_route::route::{RouteAttribute, RouteMetric, RouteScope};
 use rtnetlink::{Handle, LinkUnspec, MulticastGroup, RouteMessageBuilder, new_multicast_connection};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout_at};
@@ -92,7 +92,7 @@ impl Netlink {
         moved.map_err(|error| failed(&format!("move {} into the pod's network", interface.name), error))
     }
 
-    /// Sets MTU and addresses and brings the interface up.
+    /// Sets MTU and addresses, brings the interface up and adds its permanent neighbours.
     ///
     /// # Errors
     /// When the kernel refuses one of them; the text names it.
@@ -115,7 +115,14 @@ impl Netlink {
         }
         let message = LinkUnspec::new_with_index(index).up().build();
         let changed = self.handle.link().set(message).execute().await;
-        changed.map_err(|error| failed(&format!("bring up {}", interface.name), error))
+        changed.map_err(|error| failed(&format!("bring up {}", interface.name), error))?;
+        for (address, mac) in &interface.neighbours {
+            let request = self.handle.neighbours().add(index, *address).link_layer_address(mac).replace();
+            let added = request.execute().await;
+            added
+                .map_err(|error| failed(&format!("add neighbour {address} of {}", interface.name), error))?;
+        }
+        Ok(())
     }
 
     /// Adds a route. `on_link` says that the gateway is reached directly although no address's network has it.
@@ -140,6 +147,15 @@ impl Netlink {
         }
         if on_link {
             builder = builder.onlink();
+        }
+        if route.metric != 0 {
+            builder = builder.priority(route.metric);
+        }
+        if let Some(source) = route.source {
+            builder = builder.pref_source(source).map_err(invalid)?;
+        }
+        if route.mtu != 0 {
+            builder.get_mut().attributes.push(RouteAttribute::Metrics(vec![RouteMetric::Mtu(route.mtu)]));
         }
         let added = self.handle.route().add(builder.build()).replace().execute().await;
         added.map_err(|error| failed(&what(), error))

@@ -40,7 +40,7 @@ def objects(**keys: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
     return st.fixed_dictionaries({}, optional=keys) | st.fixed_dictionaries({}, optional=wild) | JSON
 
 
-ROUTES = st.lists(objects(dst=CIDRS, gw=IPS, table=INDICES, priority=INDICES), max_size=4)
+ROUTES = st.lists(objects(dst=CIDRS, gw=IPS, table=INDICES, priority=INDICES, mtu=INDICES), max_size=4)
 FAMILIES = objects(ip=CIDRS, gateway=IPS, routes=ROUTES)
 RESULTS = objects(
     cniVersion=st.sampled_from(SUPPORTED_VERSIONS),
@@ -94,6 +94,8 @@ def check_usable(result: CniResult) -> None:
     for route in result.routes:
         network = ipaddress.ip_network(route.destination)
         assert not route.gateway or ipaddress.ip_address(route.gateway).version == network.version
+        assert 0 <= route.metric < 2**32
+        assert 0 <= route.mtu < 2**16
     words = (*result.dns.servers, *result.dns.searches, *result.dns.options)
     assert all(word and word.isascii() and word.isprintable() and " " not in word for word in words)
     assert all(ipaddress.ip_address(server) for server in result.dns.servers)

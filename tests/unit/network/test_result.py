@@ -83,7 +83,8 @@ def test_version_1_1() -> None:
             {"dst": "10.9.0.0/16", "gw": "10.1.0.9", "table": 100},
         ],
     }
-    assert understood(raw) == CniResult(interfaces=["eth0"], addresses=[V4], routes=ROUTES[:1], dns=Dns())
+    route = CniRoute(destination="0.0.0.0/0", metric=10, mtu=1400)
+    assert understood(raw) == CniResult(interfaces=["eth0"], addresses=[V4], routes=[route], dns=Dns())
 
 
 def test_several_interfaces_and_addresses() -> None:
@@ -155,6 +156,8 @@ def addressed(address: object) -> dict[str, Any]:
         (result_with(ips=[{"address": "10.1.0.5/16", "gateway": "nobody"}]), "'nobody' is not an IP address"),
         (result_with(ips=[{"address": "10.1.0.5/16", "gateway": "127.0.0.1"}]), "cannot be a gateway"),
         (result_with(routes=[{"dst": "default"}]), "`routes`.dst: 'default' is not an address"),
+        (result_with(routes=[{"dst": "0.0.0.0/0", "priority": -1}]), "`$.routes[0].priority`"),
+        (result_with(routes=[{"dst": "0.0.0.0/0", "mtu": 65536}]), "`$.routes[0].mtu`"),
         (result_with(routes=[{"gw": "10.1.0.1"}]), "missing required field `dst`"),
         (result_with(routes=[{"dst": "0.0.0.0/0", "gw": "fd00::1"}]), "fd00::1 cannot be the gateway of 0.0.0.0/0"),
         (result_with(routes=[{"dst": "::/0", "gw": "10.1.0.1"}]), "10.1.0.1 cannot be the gateway of ::/0"),

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vmruntime.model.sandbox import Dns, NetworkRoute
+from vmruntime.model.sandbox import Dns, Neighbour, NetworkRoute
 from vmruntime.network.errors import NetworkError
 from vmruntime.network.result import CniAddress, CniResult, CniRoute
 from vmruntime.network.survey import Nic, join
@@ -61,8 +62,10 @@ def connected(dst: str, dev: str = "eth0") -> dict[str, Any]:
     return route(dst, dev=dev, protocol="kernel")
 
 
-def shown(links: list[dict[str, Any]], routes: list[dict[str, Any]]) -> bytes:
-    return f"{json.dumps([LO, *links])}\n{json.dumps(routes)}\n".encode()
+def shown(
+    links: list[dict[str, Any]], routes: list[dict[str, Any]], neighbours: Sequence[dict[str, Any]] = ()
+) -> bytes:
+    return "".join(f"{json.dumps(one)}\n" for one in ([LO, *links], routes, list(neighbours))).encode()
 
 
 def result(*addresses: str, routes: tuple[CniRoute, ...] = (), interface: str = "eth0") -> CniResult:
@@ -134,7 +137,15 @@ def test_interfaces_that_no_result_mentions() -> None:
     assert routed(*seen.routes) == {("10.9.0.0/16", "10.2.0.1", "net1")}
 
 
-def test_the_best_of_several_routes() -> None:
+def test_permanent_neighbours() -> None:
+    """What answers no ARP, as the gateway of AWS's plugin."""
+    gateway = {"dst": "169.254.1.1", "dev": "eth0", "lladdr": "ee:ee:ee:ee:ee:ee", "state": ["PERMANENT"]}
+    others = [{**gateway, "dev": "lo"}, {**gateway, "lladdr": ""}]
+    seen = join(shown([link("eth0", "10.1.0.5/32")], [], [gateway, *others]), result("10.1.0.5/32"))
+    assert seen.nics[0].neighbours == [Neighbour(address="169.254.1.1", mac="ee:ee:ee:ee:ee:ee")]
+
+
+def test_several_routes_to_one_destination() -> None:
     links = [link("eth0", "10.1.0.5/24"), link("net1", "10.2.0.5/24", index=3)]
     routes = [
         connected("10.1.0.0/24"),
@@ -148,7 +159,24 @@ def test_the_best_of_several_routes() -> None:
         route("default", "fe80::1", protocol="ra"),
     ]
     seen = join(shown(links, routes), result("10.1.0.5/24"))
-    assert routed(*seen.routes) == {("0.0.0.0/0", "10.1.0.1", "eth0"), ("10.8.0.0/16", "10.1.0.7", "eth0")}
+    assert seen.routes == [
+        NetworkRoute(destination="10.8.0.0/16", gateway="10.1.0.7", interface="eth0"),
+        NetworkRoute(destination="0.0.0.0/0", gateway="10.1.0.1", interface="eth0", metric=100),
+        NetworkRoute(destination="0.0.0.0/0", gateway="10.2.0.1", interface="net1", metric=200),
+    ]
+
+
+def test_what_a_route_says_besides() -> None:
+    routes = [
+        connected("10.1.0.0/24"),
+        route("default", "10.1.0.1", metrics=[{"advmss": 1300}, {"mtu": 1400}], prefsrc="10.1.0.6"),
+        route("10.2.0.0/16", "10.1.0.1", prefsrc="10.99.0.1"),
+    ]
+    seen = join(shown([link("eth0", "10.1.0.5/24", "10.1.0.6/24")], routes), result("10.1.0.5/24"))
+    assert seen.routes == [
+        NetworkRoute(destination="0.0.0.0/0", gateway="10.1.0.1", interface="eth0", mtu=1400, source="10.1.0.6"),
+        NetworkRoute(destination="10.2.0.0/16", gateway="10.1.0.1", interface="eth0"),
+    ]
 
 
 def test_what_only_the_result_has() -> None:
@@ -156,7 +184,7 @@ def test_what_only_the_result_has() -> None:
     wanted = (
         CniRoute(destination="0.0.0.0/0"),
         CniRoute(destination="::/0"),
-        CniRoute(destination="10.9.0.0/16", gateway="10.1.0.9"),
+        CniRoute(destination="10.9.0.0/16", gateway="10.1.0.9", metric=7, mtu=1400),
         CniRoute(destination="10.1.0.0/24"),
     )
     nic = link("eth0", "10.1.0.5/24", address("fd00::99/64", dynamic=True))
@@ -167,6 +195,7 @@ def test_what_only_the_result_has() -> None:
         ("::/0", "fd00::1", "eth0"),
         ("10.9.0.0/16", "10.1.0.9", "eth0"),
     }
+    assert [(one.metric, one.mtu) for one in seen.routes if one.destination == "10.9.0.0/16"] == [(7, 1400)]
 
 
 @pytest.mark.parametrize(
@@ -194,6 +223,7 @@ def test_what_cannot_be_given_to_a_guest(links: list[dict[str, Any]], message: s
         shown([link("eth0", "10.1.0.5/99")], []),
         shown([link("eth0", "10.1.0.5/24")], [route("10.1.0.0/99")]),
         shown([link("eth0", "10.1.0.5/24")], [route("unreachable")]),
+        shown([link("eth0")], [], [{"dst": "x", "dev": "eth0", "lladdr": MAC}]),
     ],
 )
 def test_addresses_that_are_none(output: bytes) -> None:
@@ -202,7 +232,7 @@ def test_addresses_that_are_none(output: bytes) -> None:
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.binary(max_size=50) | st.sampled_from([b"[]", b"[]\n[]", b"[{}]\n[]", b"[]\n[{}]", b"null"]))
+@given(st.binary(max_size=50) | st.sampled_from([b"[]", b"[]\n[]", b"[{}]\n[]\n[]", b"[]\n[{}]\n[]", b"[]\n[]\n[{}]"]))
 def test_what_is_not_understood(output: bytes) -> None:
     with pytest.raises(NetworkError):
         join(output, result("10.1.0.5/24"))
