@@ -8,12 +8,18 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import grpc
+from google.protobuf.descriptor import MethodDescriptor
+from google.protobuf.message import DecodeError, Message
+from google.protobuf.message_factory import GetMessageClass
 
 from vmruntime.agent import checks
-from vmruntime.agent.errors import AgentError, AgentGone, closed_is_gone
+from vmruntime.agent.errors import AgentError, AgentGone, AgentLied, closed_is_gone
 from vmruntime.errors import Code
+from vmruntime.generated import agent_pb2
 
 T = TypeVar("T")
+
+SERVICE = agent_pb2.DESCRIPTOR.services_by_name["Agent"]
 
 WRITE_FAILED = "Internal error from Core"
 """What grpc.aio says, in place of the true end, when a stream was at its end before something was written to it."""
@@ -37,11 +43,51 @@ def open_channel(socket: Path) -> grpc.aio.Channel:
     return grpc.aio.insecure_channel(f"unix:{socket}", options=CHANNEL_OPTIONS)
 
 
-async def call(work: Awaitable[T]) -> T:
-    """Await a call, a write or the like.
+class Stub:
+    """The agent's methods under their names, like the generated stub, but for answers that are no messages.
+
+    For those grpc.aio would write a traceback into the log, as often as a guest likes, and hand out None. Here they are
+    None quietly, and call() and messages() tell what that means.
+    """
+
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        self._methods = {method.name: _callable(channel, method) for method in SERVICE.methods}
+
+    def __getattr__(self, name: str) -> Any:
+        return self._methods[name]
+
+
+def _callable(channel: grpc.aio.Channel, method: MethodDescriptor) -> Any:
+    ends = [("stream" if streaming else "unary") for streaming in (method.client_streaming, method.server_streaming)]
+    answer = GetMessageClass(method.output_type)
+
+    def deserialize(data: bytes) -> Message | None:
+        try:
+            return answer.FromString(data)
+        except DecodeError:
+            return None
+
+    return getattr(channel, "_".join(ends))(
+        f"/{SERVICE.full_name}/{method.name}",
+        request_serializer=GetMessageClass(method.input_type).SerializeToString,
+        response_deserializer=deserialize,
+    )
+
+
+async def call(work: Awaitable[T | None]) -> T:
+    """Await the answer of a call.
 
     Raises:
-        AgentError: The agent refused; AgentGone when it cannot be reached.
+        AgentError: The agent refused; AgentGone when it cannot be reached; AgentLied when the answer is no message.
+    """
+    return _message(await sent(work))
+
+
+async def sent(work: Awaitable[T]) -> T:
+    """Await a write or the like.
+
+    Raises:
+        AgentError: The stream has ended; AgentGone when the agent cannot be reached.
     """
     try:
         with closed_is_gone():
@@ -63,13 +109,19 @@ async def messages(stream: Any) -> AsyncIterator[Any]:
         while True:
             with closed_is_gone():
                 message = await anext(received)
-            yield message
+            yield _message(message)
     except StopAsyncIteration:
         return
     except grpc.aio.AioRpcError as error:
         raise translate(error) from error
     except asyncio.CancelledError:
         raise _cancelled() from None
+
+
+def _message(received: T | None) -> T:
+    if received is None:
+        raise AgentLied("an answer is no message of the protocol")
+    return received
 
 
 def _cancelled() -> BaseException:

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from vmruntime.agent import checks
-from vmruntime.agent.calls import call, messages, open_channel
+from vmruntime.agent.calls import Stub, call, messages, open_channel, sent
 from vmruntime.agent.errors import AgentError, AgentGone, AgentLied
 from vmruntime.agent.interface import (
     AgentHello,
@@ -22,7 +22,7 @@ from vmruntime.agent.interface import (
 )
 from vmruntime.agent.streams import AttachStream, ExecStream, PortStream
 from vmruntime.agent.usage import guest_usage
-from vmruntime.generated import agent_pb2, agent_pb2_grpc
+from vmruntime.generated import agent_pb2
 from vmruntime.model.container import ContainerUser
 from vmruntime.model.output import OutputRecord
 from vmruntime.model.sandbox import UserNamespace
@@ -40,7 +40,7 @@ class AgentClient:
     def __init__(self, socket: Path) -> None:
         self._socket = socket
         self._channel = open_channel(socket)
-        self._stub: Any = agent_pb2_grpc.AgentStub(self._channel)
+        self._stub: Any = Stub(self._channel)
 
     async def close(self) -> None:
         """Disconnect; calls under way end with AgentGone."""
@@ -157,7 +157,7 @@ class AgentClient:
         """Read a container's output after record `after_seq`."""
         stream = self._stub.ReadOutput()
         try:
-            await call(stream.write(agent_pb2.ReadOutputRequest(container_id=container_id, after_seq=after_seq)))
+            await sent(stream.write(agent_pb2.ReadOutputRequest(container_id=container_id, after_seq=after_seq)))
             yield _OutputStream(stream, after_seq)
         finally:
             stream.cancel()
@@ -210,7 +210,7 @@ class AgentClient:
     async def _session(self) -> AsyncIterator[Any]:
         channel = open_channel(self._socket)
         try:
-            yield agent_pb2_grpc.AgentStub(channel)
+            yield Stub(channel)
         finally:
             await channel.close(None)
 
@@ -259,7 +259,7 @@ class _OutputStream:
         Never fails: a stream that has ended takes no acknowledgements, and why it ended is the reader's to tell.
         """
         with contextlib.suppress(AgentError):
-            await call(self._stream.write(agent_pb2.ReadOutputRequest(after_seq=seq)))
+            await sent(self._stream.write(agent_pb2.ReadOutputRequest(after_seq=seq)))
 
 
 class Ports:

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from vmruntime.agent import checks
-from vmruntime.agent.calls import call, messages
+from vmruntime.agent.calls import messages, sent
 from vmruntime.agent.errors import AgentError, AgentLied
 from vmruntime.generated import agent_pb2
 from vmruntime.model.streams import AttachSpec, ExecEnd, ExecSpec, OutputChunk, TerminalSize
@@ -39,13 +39,13 @@ class Stream:
         """Send a message; waits while the agent takes none."""
         with contextlib.suppress(AgentError):
             async with self._turn:
-                await call(self._stream.write(message))
+                await sent(self._stream.write(message))
 
     async def done(self) -> None:
         """Say that no more messages come."""
         with contextlib.suppress(AgentError):
             async with self._turn:
-                await call(self._stream.done_writing())
+                await sent(self._stream.done_writing())
 
     def messages(self) -> AsyncIterator[Any]:
         """Iterate over the agent's messages."""
@@ -93,12 +93,12 @@ class ExecStream:
     async def output(self) -> AsyncIterator[OutputChunk]:
         """Iterate over the output to its end; then `end` is known."""
         async for message in self._stream.messages():
-            which = message.WhichOneof("message")
+            which = _kind(message, last=self._end is not None)
             if which == "started":
                 yield OutputChunk(False, b"")
             elif which in ("stdout", "stderr"):
                 yield OutputChunk(which == "stderr", getattr(message, which))
-            elif which == "exited":
+            else:
                 self._end = ExecEnd(
                     exit_code=checks.number(message.exited.exit_code, "an exit code", 0, 255),
                     timed_out=message.exited.timed_out,
@@ -135,13 +135,15 @@ class AttachStream:
 
     async def output(self) -> AsyncIterator[OutputChunk]:
         """Iterate over what the container writes from now on; the end says that there is no more."""
+        ended = False
         async for message in self._stream.messages():
-            which = message.WhichOneof("message")
+            which = _kind(message, last=ended)
             if which == "started":
                 yield OutputChunk(False, b"")
             elif which in ("stdout", "stderr"):
                 yield OutputChunk(which == "stderr", getattr(message, which))
-            elif which == "ended":
+            else:
+                ended = True
                 self.too_slow = message.ended.cause == agent_pb2.AttachEnded.TOO_SLOW
 
 
@@ -174,11 +176,20 @@ class PortStream:
     async def read(self) -> AsyncIterator[bytes]:
         """Iterate over what the port sends, to its end; raises AgentError ABORTED when the connection breaks."""
         async for message in self._messages:
-            which = message.WhichOneof("message")
-            if which == "data":
-                yield message.data
-            elif which == "closed":
+            which = _kind(message)
+            if which == "closed":
                 return
+            if which != "data":
+                raise AgentLied("a connection that is one says so again")
+            yield message.data
+
+
+def _kind(message: Any, *, last: bool = False) -> str:
+    """Return which of a stream's messages this is; raises AgentLied for none, and after the last one."""
+    which: str | None = message.WhichOneof("message")
+    if which is None or last:
+        raise AgentLied("a message is of no kind" if which is None else "a message follows the last one")
+    return which
 
 
 def _size(size: TerminalSize) -> agent_pb2.TerminalSize:
