@@ -20,6 +20,7 @@ log = structlog.get_logger(__name__)
 RETRY_SECONDS = 0.2
 DRAIN_SECONDS = 3.0
 RECORD_SECONDS = 1.0
+CAN_END = frozenset({ContainerState.CREATED, ContainerState.RUNNING, ContainerState.UNKNOWN})
 VM_ENDED_EXIT_CODE = 255
 """What CRI runtimes report for a container whose end nobody saw."""
 
@@ -31,33 +32,45 @@ def watch(context: Context, sandbox_id: str, live: Live) -> None:
 
 
 async def _watch_events(context: Context, sandbox_id: str, live: Live) -> None:
+    ending: set[str] = set()
     while True:
         try:
             async for state in live.running.agent.events():
-                # Containers are independent: one that drains its output slowly must not delay another's end.
-                live.scope.start(_apply(context, sandbox_id, live, state), f"state of {state.id[:13]}")
+                if _is_news(context, sandbox_id, state) and state.id not in ending:
+                    ending.add(state.id)
+                    # Containers are independent: one that drains its output slowly must not delay another's end.
+                    live.scope.start(_record_end(context, live, state, ending), f"end of {state.id[:13]}")
         except AgentError as error:
             log.debug("events interrupted", sandbox=sandbox_id, error=str(error))
         await asyncio.sleep(RETRY_SECONDS)
 
 
-async def _apply(context: Context, sandbox_id: str, live: Live, state: GuestContainerState) -> None:
+def _is_news(context: Context, sandbox_id: str, state: GuestContainerState) -> bool:
+    """Whether a guest tells the end of a container of its own that was not known; it may say what it likes, and often."""
     if state.phase is not GuestPhase.EXITED:
-        return
-    pump = live.pumps.get(state.id)
-    if pump is not None:
-        await pump.wait_drained(DRAIN_SECONDS)
+        return False
+    try:
+        container = context.registry.container(state.id)
+    except NotFound:
+        return False
+    return container.sandbox_id == sandbox_id and container.state in CAN_END | {ContainerState.CREATING}
 
+
+async def _record_end(context: Context, live: Live, state: GuestContainerState, ending: set[str]) -> None:
     async def record() -> None:
         async with context.locks.hold(state.id):
             try:
                 container = context.registry.container(state.id)
             except NotFound:
-                return  # a guest may name what it likes; only our containers count
-            if container.sandbox_id == sandbox_id:
-                await record_exit(context, container, state)
+                return  # removed meanwhile
+            await record_exit(context, container, state)
 
-    await _until_recorded(record, container=state.id)
+    try:
+        if pump := live.pumps.get(state.id):
+            await pump.wait_drained(DRAIN_SECONDS)
+        await _until_recorded(record, container=state.id)
+    finally:
+        ending.discard(state.id)
 
 
 async def _until_recorded(record: Callable[[], Awaitable[None]], **what: str) -> None:
@@ -72,7 +85,7 @@ async def _until_recorded(record: Callable[[], Awaitable[None]], **what: str) ->
 
 async def record_exit(context: Context, container: Container, state: GuestContainerState) -> None:
     """Write down how a container ended; nothing when it is known already. Call it with the container's lock held."""
-    if container.state not in (ContainerState.CREATED, ContainerState.RUNNING, ContainerState.UNKNOWN):
+    if container.state not in CAN_END:
         return
     now = context.clock.now_ns()
     started = container.started_at or state.started_at
@@ -137,7 +150,7 @@ async def end_containers(context: Context, sandbox_id: str, reason: str) -> None
     for container in context.registry.containers_of(sandbox_id):
         async with context.locks.hold(container.id):
             current = context.registry.container(container.id)
-            if current.state in (ContainerState.CREATED, ContainerState.RUNNING, ContainerState.UNKNOWN):
+            if current.state in CAN_END:
                 await context.registry.change_container(
                     container.id,
                     state=ContainerState.EXITED,

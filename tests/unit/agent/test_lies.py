@@ -76,7 +76,9 @@ class LyingAgent:
     async def open(self, directory: Path) -> None:
         handlers: dict[str, Any] = {}
         for method in SERVICE.methods:
-            kind = f"{'stream' if method.client_streaming else 'unary'}_{'stream' if method.server_streaming else 'unary'}"
+            kind = (
+                f"{'stream' if method.client_streaming else 'unary'}_{'stream' if method.server_streaming else 'unary'}"
+            )
             serve = self._stream if method.server_streaming else self._unary
             handlers[method.name] = getattr(grpc, f"{kind}_rpc_method_handler")(serve)
         self._server = grpc.aio.server()

@@ -66,6 +66,7 @@ class World:
 
     Attributes:
         backend, network, images: The fakes; they belong to the daemon that was started last.
+        ids: How many ids were handed out.
     """
 
     def __init__(self, base: Path) -> None:
@@ -78,11 +79,16 @@ class World:
         self.images = FakeImages(self.paths.layers)
         self.images.add(make_image("busybox", "ab"))
         self.images.add(make_image("data", "bc"))
-        self._ids = 0
+        self.ids = 0
 
     def new_id(self) -> str:
-        self._ids += 1
-        return f"{self._ids:013x}".ljust(64, "0")
+        self.ids += 1
+        return self.id_number(self.ids)
+
+    @staticmethod
+    def id_number(number: int) -> str:
+        """Return the id that is handed out as this one, counted from 1."""
+        return f"{number:013x}".ljust(64, "0")
 
     def log(self, name: str = "app") -> str:
         """Return what a container's log says, without times: "stdout F text" a line."""
