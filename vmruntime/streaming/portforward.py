@@ -107,7 +107,7 @@ class SpdyForwarder:
         headers = stream.headers
         port = headers.get(_PORT, "")
         kind = headers.get(_TYPE, "")
-        if not (port.isascii() and port.isdigit() and 0 < int(port[:6]) <= _LAST_PORT) or kind not in ("data", "error"):
+        if not is_port(port) or kind not in ("data", "error"):
             await self._reset(stream, ResetStatus.PROTOCOL_ERROR)
             return
         # Clients before request ids open the error stream and then, two numbers later, the data stream.
@@ -183,6 +183,11 @@ class _WasReset(Exception):
 async def _until_reset(stream: SpdyStream) -> None:
     await stream.wait_reset()
     raise _WasReset
+
+
+def is_port(text: str) -> bool:
+    """Whether a client's text is a port's number, written as anybody would write it."""
+    return text.isascii() and text.isdigit() and len(text) <= len(str(_LAST_PORT)) and 0 < int(text) <= _LAST_PORT
 
 
 def failure_text(port: int, pod: str, failure: VmruntimeError) -> bytes:

@@ -222,8 +222,7 @@ def _ports(spec: PortForwardSpec, request: Request) -> list[int]:
     given = [
         part for key in ("port", "ports") for value in parse_qs(request.query).get(key, []) for part in value.split(",")
     ]
-    numbers = [int(part) for part in given if part.isascii() and part.isdigit() and len(part) < 6]
-    return [number for number in numbers if 0 < number < 65536]
+    return [int(part) for part in given if portforward.is_port(part)]
 
 
 def _host(address: str) -> str:

@@ -121,9 +121,8 @@ class SpdySession:
                     return
                 for event in self._connection.receive(chunk):
                     await self._handle(event)
-                if answers := self._connection.answers():
-                    self._wire.send(answers)
-                    await self._wire.drain()
+                self._wire.send(self._connection.answers())
+                await self._wire.drain()  # a peer that takes no replies is not read from, either
         except ClientGone:
             return
         finally:
