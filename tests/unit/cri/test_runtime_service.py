@@ -331,19 +331,18 @@ async def test_a_client_that_leaves_ends_its_event_stream(rig: Rig) -> None:
 
 
 NOT_BUILT = [
-    "CheckpointContainer",
-    "CheckpointPod",
-    "RestorePod",
+    ("CheckpointContainer", {"container_id": "c1", "location": "/x"}, ["container_id: 'c1'", "CRIU"]),
+    ("CheckpointPod", {"pod_sandbox_id": "s1", "output_path": "/x"}, ["pod_sandbox_id: 's1'", "virtio-fs"]),
+    ("RestorePod", {"checkpoint_path": "/x"}, ["checkpoint_path: '/x'", "virtio-fs"]),
 ]
 
 
-@pytest.mark.parametrize("name", NOT_BUILT)
-async def test_what_is_not_built_says_so(rig: Rig, name: str) -> None:
+@pytest.mark.parametrize(("name", "fields", "words"), NOT_BUILT)
+async def test_what_is_not_built_says_why(rig: Rig, name: str, fields: dict[str, Any], words: list[str]) -> None:
     method = cri.DESCRIPTOR.services_by_name["RuntimeService"].methods_by_name[name]
-    call = getattr(rig.runtime, name)(getattr(cri, method.input_type.name)())
-    code, details = await refused(call.read() if method.server_streaming else call)
+    code, details = await refused(getattr(rig.runtime, name)(getattr(cri, method.input_type.name)(**fields)))
     assert code is Code.UNIMPLEMENTED
-    assert "not built" in details
+    assert all(word in details for word in [*words, "save its state in a volume"]), details
 
 
 async def test_every_method_is_ours(rig: Rig) -> None:
