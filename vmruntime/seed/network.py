@@ -1,0 +1,101 @@
+"""A pod's network as a guest is told it: cloud-init's network-config version 2, and OpenStack's network_data.json."""
+
+from __future__ import annotations
+
+import ipaddress
+from typing import Any
+
+from vmruntime.model.sandbox import Dns, NetworkInterface, NetworkRoute, PodNetwork
+
+Interface = ipaddress.IPv4Interface | ipaddress.IPv6Interface
+
+
+def network_config(network: PodNetwork, dns: Dns) -> dict[str, Any]:
+    """Return network-config version 2 (cloudinit.readthedocs.io, network-config-format-v2).
+
+    Interfaces are found by MAC and get the names that they have in the pod. Servers and search domains belong to the
+    first one: all of the pod's queries go there.
+    """
+    dns = _effective(network, dns)
+    ethernets: dict[str, Any] = {}
+    for number, nic in enumerate(network.interfaces):
+        ethernet: dict[str, Any] = {
+            "match": {"macaddress": nic.mac},
+            "set-name": nic.name,
+            "mtu": nic.mtu,
+            "dhcp4": False,
+            "dhcp6": False,
+            "addresses": nic.addresses,
+        }
+        routes = [_route(route, nic) for route in _routes(network, number)]
+        if routes:
+            ethernet["routes"] = routes
+        servers = {"addresses": dns.servers, "search": dns.searches}
+        if number == 0 and (dns.servers or dns.searches):
+            ethernet["nameservers"] = {name: words for name, words in servers.items() if words}
+        ethernets[nic.name] = ethernet
+    return {"version": 2, "ethernets": ethernets}
+
+
+def network_data(network: PodNetwork, dns: Dns) -> dict[str, Any]:
+    """Return network_data.json (specs.openstack.org, metadata-service-network-info; cloud-init's `name` beside it)."""
+    dns = _effective(network, dns)
+    links: list[dict[str, Any]] = []
+    networks: list[dict[str, Any]] = []
+    for number, nic in enumerate(network.interfaces):
+        links.append({"id": nic.name, "name": nic.name, "type": "phy", "ethernet_mac_address": nic.mac, "mtu": nic.mtu})
+        routes = _routes(network, number)
+        for version in (4, 6):
+            # The routes of an interface go with its first address of their version.
+            remaining = [_long_route(route) for route in routes if _version(route.destination) == version]
+            for address in map(ipaddress.ip_interface, nic.addresses):
+                if address.version == version:
+                    networks.append(_network(len(networks), nic.name, address, remaining))
+                    remaining = []
+    services: list[dict[str, Any]] = [{"type": "dns", "address": server} for server in dns.servers]
+    if services and dns.searches:
+        services[0]["search"] = dns.searches
+    return {"links": links, "networks": networks, "services": services}
+
+
+def _effective(network: PodNetwork, dns: Dns) -> Dns:
+    """Return the pod's servers, else CNI's, as for other pods."""
+    return dns if dns.servers else network.dns
+
+
+def _routes(network: PodNetwork, number: int) -> list[NetworkRoute]:
+    """Return the routes of an interface; one that names none is of the first."""
+    name = network.interfaces[number].name
+    return [route for route in network.routes if route.interface == name or (not route.interface and number == 0)]
+
+
+def _route(route: NetworkRoute, nic: NetworkInterface) -> dict[str, Any]:
+    if not route.gateway:
+        return {"to": route.destination, "scope": "link"}
+    gateway = ipaddress.ip_address(route.gateway)
+    near = any(gateway in ipaddress.ip_interface(address).network for address in nic.addresses)
+    # Calico's gateway, for one, is in no network of the pod.
+    return {"to": route.destination, "via": route.gateway, **({} if near else {"on-link": True})}
+
+
+def _network(number: int, link: str, address: Interface, routes: list[dict[str, str]]) -> dict[str, Any]:
+    name = f"network{number}"
+    return {
+        "id": name,
+        "network_id": name,
+        "link": link,
+        "type": f"ipv{address.version}",
+        "ip_address": str(address.ip),
+        "netmask": str(address.netmask),
+        "routes": routes,
+    }
+
+
+def _long_route(route: NetworkRoute) -> dict[str, str]:
+    network = ipaddress.ip_network(route.destination)
+    gateway = {"gateway": route.gateway} if route.gateway else {}
+    return {"network": str(network.network_address), "netmask": str(network.netmask), **gateway}
+
+
+def _version(destination: str) -> int:
+    return ipaddress.ip_network(destination).version
