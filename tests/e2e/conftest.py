@@ -7,6 +7,7 @@ import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -101,3 +102,10 @@ def no_leaks(request: pytest.FixtureRequest) -> Iterator[None]:
         yield
     if own is not None:
         assert leaks.below(own) == []
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Show the figures that tests took down."""
+    for report in terminalreporter.getreports("passed"):
+        for name, value in report.user_properties:
+            terminalreporter.write_line(f"{report.nodeid}: {name}: {value}")

@@ -181,13 +181,15 @@ class Daemon:
 
 
 @contextlib.contextmanager
-def running_daemon(base: Path, extra: str = "", *, built_in_network: bool = False) -> Iterator[Daemon]:
+def running_daemon(
+    base: Path, extra: str = "", *, built_in_network: bool = False, module: str = "vmruntime.daemon"
+) -> Iterator[Daemon]:
     """Yield a started daemon; at the end its pods are removed, it is stopped, and nothing of it may be left.
 
     Args:
-        base, extra, built_in_network: See Daemon.
+        base, extra, built_in_network, module: See Daemon.
     """
-    daemon = Daemon(base, extra, built_in_network=built_in_network)
+    daemon = Daemon(base, extra, built_in_network=built_in_network, module=module)
     try:
         daemon.start()
         yield daemon

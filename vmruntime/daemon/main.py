@@ -34,6 +34,7 @@ from vmruntime.hypervisor.qemu.driver import QemuHypervisor, find_qemu
 from vmruntime.hypervisor.vsock import choose_transport, find_program
 from vmruntime.ids import new_id
 from vmruntime.images.service import ImageService
+from vmruntime.metrics.loop import measure_lag
 from vmruntime.model.ledger import Resource, ResourceKind
 from vmruntime.model.sandbox import SandboxKind
 from vmruntime.network.service import NetworkService
@@ -131,6 +132,8 @@ async def _start(settings: Settings, paths: Paths, parts: Parts, stack: contextl
     if settings.images.prune_after_days:
         context.scope.start(prune_old(images, settings.images.prune_after_days), "unused images")
     stack.enter_context(serve_metrics(settings.metrics, registry, images, hypervisor))
+    if settings.metrics.address:
+        context.scope.start(measure_lag(), "event loop's lag")
     pods = PodService(context)
     streaming = StreamingServer(pods, settings.streaming, clock)
     await streaming.start()

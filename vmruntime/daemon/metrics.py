@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,6 +25,8 @@ def serve_metrics(
         yield
         return
 
+    loop = asyncio.get_running_loop()
+
     def count() -> Inventory:
         # In a thread of the endpoint: these three copy what they have before they look at it.
         return Inventory(
@@ -31,6 +34,7 @@ def serve_metrics(
             containers=Counter(container.state.value for container in registry.containers(hidden=True)),
             images=len(images.list()),
             image_bytes=images.fs_usage().used_bytes,
+            tasks=len(asyncio.all_tasks(loop)),
             about={
                 "version": __version__,
                 "accelerator": hypervisor.accelerator.value,

@@ -10,6 +10,7 @@ from prometheus_client.core import GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 SECONDS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
+LAGS = (0.001, 0.002, 0.005, 0.01, 0.015, 0.02, 0.03, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 
 REGISTRY = CollectorRegistry()
 """One daemon, one registry."""
@@ -26,6 +27,12 @@ START_PHASES = Histogram(
     "Duration of each phase of a sandbox's start",
     ["phase"],
     buckets=SECONDS,
+    registry=REGISTRY,
+)
+LOOP_LAG = Histogram(
+    "vmruntime_event_loop_lag_seconds",
+    "How late tasks of the daemon came to their turn, sampled",
+    buckets=LAGS,
     registry=REGISTRY,
 )
 LEAKS = Counter(
@@ -66,6 +73,7 @@ class Inventory(msgspec.Struct, frozen=True, kw_only=True):
         pods, containers: How many by state.
         images: How many.
         image_bytes: What their layers take on disk.
+        tasks: Of the daemon's event loop.
         about: The daemon: its version, how guests run and are reached.
     """
 
@@ -73,6 +81,7 @@ class Inventory(msgspec.Struct, frozen=True, kw_only=True):
     containers: dict[str, int] = {}
     images: int = 0
     image_bytes: int = 0
+    tasks: int = 0
     about: dict[str, str] = {}
 
 
@@ -93,4 +102,5 @@ class InventoryCollector(Collector):
             yield family
         yield GaugeMetricFamily("vmruntime_images", "Images on this host", value=found.images)
         yield GaugeMetricFamily("vmruntime_image_bytes", "What images' layers take on disk", value=found.image_bytes)
+        yield GaugeMetricFamily("vmruntime_tasks", "Tasks of the daemon's event loop", value=found.tasks)
         yield InfoMetricFamily("vmruntime", "The daemon: version, accelerator and vsock transport", value=found.about)

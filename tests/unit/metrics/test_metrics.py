@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
+import time
 import urllib.request
 from pathlib import Path
 
 import pytest
 from prometheus_client import CollectorRegistry
 
+from vmruntime.aio.beside import beside
 from vmruntime.errors import Unavailable
 from vmruntime.metrics.instruments import (
     OPERATIONS,
@@ -18,6 +21,7 @@ from vmruntime.metrics.instruments import (
     InventoryCollector,
     observe_start,
 )
+from vmruntime.metrics.loop import measure_lag
 from vmruntime.metrics.server import MetricsServer
 
 DOCUMENTATION = Path(__file__).parents[3] / "docs" / "observability.md"
@@ -52,6 +56,19 @@ def test_what_there_is_is_counted_when_asked() -> None:
     assert registry.get_sample_value("vmruntime_images") == 4
     assert registry.get_sample_value("vmruntime_image_bytes") == 4096
     assert registry.get_sample_value("vmruntime_info", about) == 1
+
+
+async def test_a_loop_that_is_held_up_is_late() -> None:
+    def late() -> float:
+        held_up = REGISTRY.get_sample_value("vmruntime_event_loop_lag_seconds_bucket", {"le": "0.05"})
+        return (REGISTRY.get_sample_value("vmruntime_event_loop_lag_seconds_count") or 0) - (held_up or 0)
+
+    before = late()
+    async with asyncio.timeout(20):
+        async with beside(measure_lag()):
+            while late() == before:
+                await asyncio.sleep(0)
+                time.sleep(0.2)  # noqa: ASYNC251 (to be late is the point)
 
 
 def test_every_metric_is_documented() -> None:
