@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
+import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -37,6 +39,7 @@ SYSCTLS = {
 def run_pod(daemon: Daemon, name: str, **fields: Any) -> str:
     config = sandbox_config(name, daemon.base, hostname=f"{name}-host", **fields)
     config.linux.security_context.namespace_options.CopyFrom(cri.NamespaceOption(userns_options=USER))
+    config.linux.security_context.privileged = True
     config.linux.sysctls.update(SYSCTLS)
     return str(daemon.runtime.RunPodSandbox(cri.RunPodSandboxRequest(config=config)).pod_sandbox_id)
 
@@ -70,6 +73,13 @@ def until(condition: Callable[[], bool], seconds: float = 20.0) -> bool:
     while not condition() and time.monotonic() < end:
         time.sleep(0.1)
     return condition()
+
+
+def fetched(url: str) -> bytes:
+    try:
+        return bytes(urllib.request.urlopen(url, timeout=20).read())
+    except OSError:
+        return b""
 
 
 def mapped(path: str, host_path: Path, **fields: Any) -> Any:
@@ -156,6 +166,69 @@ def test_the_network_is_the_pods(daemon: Daemon, image: str, pod: str) -> None:
     stats = daemon.runtime.PodSandboxStats(cri.PodSandboxStatsRequest(pod_sandbox_id=pod)).stats
     if in_vm(daemon, pod):
         assert stats.linux.network.default_interface.rx_bytes.value > 0
+
+
+def test_a_terminal_belongs_to_the_containers_user(daemon: Daemon, image: str, pod: str) -> None:
+    script = "stat -c '%u' $(readlink /proc/self/fd/0); echo typed > /dev/tty; sleep 1000"
+    start(daemon, pod, image, "terminal", script.replace("readlink", "busybox readlink"), tty=True,
+          security={"run_as_username": "web"})  # fmt: skip
+    name = daemon.runtime.PodSandboxStatus(cri.PodSandboxStatusRequest(pod_sandbox_id=pod)).status.metadata.name
+    log = daemon.base / "logs" / name / "terminal.log"
+    assert until(lambda: len(log.read_text().splitlines()) == 2), log.read_text()
+    assert [line.split(" ", 3)[3] for line in log.read_text().splitlines()] == ["1001", "typed"]
+
+
+def test_block_devices(daemon: Daemon, image: str, pod: str, tmp_path: Path) -> None:
+    (tmp_path / "disk").write_bytes(b"content" + bytes(1 << 20))
+    attach = ["losetup", "-f", "--show", str(tmp_path / "disk")]
+    loop = subprocess.run(attach, check=True, capture_output=True, text=True).stdout.strip()
+    try:
+        device = cri.Device(container_path="/dev/block", host_path=loop, permissions="rw")
+        container = start(daemon, pod, image, "disk", devices=[device])
+        if in_vm(daemon, pod):
+            assert out(daemon, container, "head -c 7 /dev/block; stat -c ' %u %g' /dev/block") == "content 0 0"
+        else:  # the host's node, whose owner it keeps
+            assert b"Permission denied" in sh(daemon, container, "head -c 7 /dev/block").stderr
+        daemon.runtime.RemoveContainer(cri.RemoveContainerRequest(container_id=container))
+    finally:
+        subprocess.run(["losetup", "-d", loop], check=True)
+
+
+def test_privileged_in_the_namespace_alone(daemon: Daemon, image: str, pod: str) -> None:
+    container = start(daemon, pod, image, "privileged", security={"privileged": True})
+    out(daemon, container, "mkdir /m && busybox mount -t tmpfs tmpfs /m && busybox ip link set lo mtu 60000")
+    assert b"Permission denied" in sh(daemon, container, "echo 1 > /proc/sys/kernel/panic").stderr
+    disk = "/dev/sda" if in_vm(daemon, pod) else "/dev/kmsg"
+    assert sh(daemon, container, f"head -c 1 {disk}").exit_code != 0
+
+
+def test_ports_are_forwarded_into_the_pods_network(daemon: Daemon, image: str, pod: str) -> None:
+    page = "mkdir -p /w; echo page > /w/index.html; exec busybox httpd -f -p 127.0.0.1:8081 -h /w"
+    start(daemon, pod, image, "loopback", page)
+    command = [sys.executable, "-m", "vmruntime.cli.main", "--config", str(daemon.config), "port-forward", pod, ":8081"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout is not None
+            port = int(process.stdout.readline().split(b" ")[0].split(b":")[1])
+            assert until(lambda: fetched(f"http://127.0.0.1:{port}/") == b"page\n")
+            process.send_signal(signal.SIGINT)
+            process.wait(30)
+        finally:
+            process.kill()
+
+
+def test_a_restarted_daemon_goes_on(daemon: Daemon, image: str, pod: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("text\n")
+    container = start(daemon, pod, image, "stays", mounts=[mapped("/v", tmp_path)])
+    daemon.stop(signal.SIGKILL)
+    daemon.start()
+    assert out(daemon, container, "stat -c '%u %g' /v/file; cat /v/file") == "0 0\ntext"
+    later = start(daemon, pod, image, "later", mounts=[mapped("/v", tmp_path)], pid=cri.POD)
+    assert out(daemon, later, "cat /proc/self/uid_map; stat -c '%u %g' /v/file").split() == [
+        "0", str(FIRST), str(COUNT), "0", "0",
+    ]  # fmt: skip
+    for one in (container, later):
+        daemon.runtime.RemoveContainer(cri.RemoveContainerRequest(container_id=one))
 
 
 def test_containers_share_what_the_pod_has(daemon: Daemon, image: str, pod: str) -> None:
