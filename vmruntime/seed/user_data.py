@@ -12,6 +12,7 @@ from vmruntime import yamltext
 from vmruntime.errors import InvalidArgument
 from vmruntime.seed import sources
 from vmruntime.seed.merge import merge
+from vmruntime.seed.network import route_commands
 from vmruntime.seed.paths import absolute
 from vmruntime.seed.request import SeedDevice, SeedFile, SeedMount, SeedRequest
 from vmruntime.seed.scripts import device_script, mount_script
@@ -93,6 +94,9 @@ def _generated(
     if own_mounts or fstab:
         config["mounts"] = [*own_mounts, *fstab]
     files = [_entry(file, mounts) for file in _files(request)]
+    routes = [] if request.network is None or request.image_pod.force_dhcp else route_commands(request.network)
+    if routes:
+        config["bootcmd"] = [*routes, *_list("bootcmd", given)]
     if devices:
         files.append(_plain(DEVICE_SCRIPT, device_script(devices), "0755"))
         commands = [[DEVICE_SCRIPT], ["ln", "-sf", DEVICE_SCRIPT, PER_BOOT]]

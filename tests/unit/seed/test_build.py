@@ -15,7 +15,7 @@ from tests.unit.seed.test_network import CLUSTER, DUAL
 from vmruntime.errors import ResourceExhausted
 from vmruntime.model.image_pod import DataSource, ImagePod, SeedFormat, SourceKind
 from vmruntime.seed.build import build_seed, seed_files
-from vmruntime.seed.network import network_config, network_data
+from vmruntime.seed.network import network_config, network_data, route_commands
 from vmruntime.seed.request import SeedFile, SeedRequest
 
 CONFIGDRIVE = SeedFormat.CONFIGDRIVE
@@ -34,7 +34,7 @@ def test_nocloud(tmp_path: Path) -> None:
         told = yaml.safe_load(volume.files["meta-data"])
         assert told == json.loads(volume.files["meta-data"])
         assert told == {"instance-id": "vm.default", "local-hostname": "vm", "public-keys": [key()]}
-        assert volume.files["user-data"] == b"#cloud-config\na: 1\n"
+        assert yaml.safe_load(volume.files["user-data"]) == {"a": 1, "bootcmd": route_commands(DUAL)}
         assert yaml.safe_load(volume.files["network-config"]) == network_config(DUAL, CLUSTER)
 
 
@@ -57,7 +57,7 @@ def test_configdrive(tmp_path: Path) -> None:
             "public_keys": {"key-0": key("ssh-rsa"), "key-1": key()},
             "meta": {"x": 1},
         }
-        assert names["user_data"] == b"#cloud-config\n"
+        assert yaml.safe_load(names["user_data"]) == {"bootcmd": route_commands(DUAL)}
         assert json.loads(names["network_data.json"]) == network_data(DUAL, CLUSTER)
 
 
@@ -65,7 +65,7 @@ def test_vendor_data_beside_a_script() -> None:
     script = ImagePod(user_data_script="#!/bin/sh\n")
     files = seed_files(request(script, envs=[("A", "1")]))
     assert files["user-data"] == b"#!/bin/sh\n"
-    assert files["vendor-data"].startswith(b"#cloud-config\nwrite_files:\n")
+    assert yaml.safe_load(files["vendor-data"]).keys() == {"bootcmd", "write_files"}
     drive = ImagePod(user_data_script="#!/bin/sh\n", seed_format=CONFIGDRIVE)
     vendor = json.loads(seed_files(request(drive, envs=[("A", "1")]))["openstack/latest/vendor_data.json"])
     assert vendor == {"cloud-init": files["vendor-data"].decode()}

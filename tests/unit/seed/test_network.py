@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from vmruntime.model.sandbox import Dns, NetworkInterface, NetworkRoute, PodNetwork
-from vmruntime.seed.network import network_config, network_data
+from vmruntime.seed.network import network_config, network_data, route_commands
 
 ETH0 = NetworkInterface(
     name="eth0", mac="0a:58:0a:58:00:05", mtu=1450, addresses=["10.88.0.5/16", "fd00::5/64"], tap="tap0"
@@ -66,11 +66,22 @@ def test_two_interfaces_of_both_versions() -> None:
 
 def test_a_gateway_outside_of_every_network() -> None:
     ethernet = network_config(CALICO, Dns())["ethernets"]["eth0"]
-    assert ethernet["routes"] == [
-        {"to": "169.254.1.1/32", "scope": "link"},
-        {"to": "0.0.0.0/0", "via": "169.254.1.1", "on-link": True},
-    ]
+    assert ethernet["routes"] == [{"to": "0.0.0.0/0", "via": "169.254.1.1", "on-link": True}]
     assert "nameservers" not in ethernet
+
+
+def test_commands_for_routes_that_cloud_init_may_lose() -> None:
+    assert route_commands(DUAL) == [["ip", "-6", "route", "replace", "::/0", "via", "fd00::1", "dev", "eth0"]]
+    backwards = msgspec.structs.replace(CALICO, routes=CALICO.routes[::-1])
+    for network in (CALICO, backwards):
+        assert route_commands(network) == [
+            ["ip", "-4", "route", "replace", "169.254.1.1/32", "dev", "eth0"],
+            ["ip", "-4", "route", "replace", "0.0.0.0/0", "via", "169.254.1.1", "dev", "eth0", "onlink"],
+        ]
+    near = NetworkRoute(destination="::/0", gateway="fe80::1", interface="eth0")
+    assert route_commands(msgspec.structs.replace(CALICO, routes=[near])) == [
+        ["ip", "-6", "route", "replace", "::/0", "via", "fe80::1", "dev", "eth0"]
+    ]
 
 
 @pytest.mark.parametrize(
@@ -122,5 +133,7 @@ def test_openstack_with_two_addresses_of_a_version() -> None:
         CALICO, interfaces=[msgspec.structs.replace(ETH0, addresses=["10.1.2.3/32", "10.1.2.4/32"])]
     )
     networks = network_data(two, Dns())["networks"]
-    assert [len(network["routes"]) for network in networks] == [2, 0]
-    assert networks[0]["routes"][0] == {"network": "169.254.1.1", "netmask": "255.255.255.255"}
+    assert [network["routes"] for network in networks] == [
+        [{"network": "0.0.0.0", "netmask": "0.0.0.0", "gateway": "169.254.1.1"}],
+        [],
+    ]

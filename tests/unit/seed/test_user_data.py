@@ -12,10 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.unit.seed.test_merge import MAPPINGS
+from tests.unit.seed.test_network import CALICO
 from vmruntime import yamltext
 from vmruntime.errors import InvalidArgument
 from vmruntime.model.image_pod import DataSource, Encoding, ImagePod, SourceKind
 from vmruntime.seed.merge import merge
+from vmruntime.seed.network import route_commands
 from vmruntime.seed.request import SeedDevice, SeedFile, SeedMount, SeedRequest
 from vmruntime.seed.user_data import environment, user_data
 
@@ -82,6 +84,14 @@ def test_a_script_with_files_and_mounts() -> None:
     assert [entry["path"] for entry in told["write_files"]] == [
         "/etc/x", "/etc/cloud/symlink-devs.sh", "/etc/cloud/mount-volumes.sh", "/etc/cloud/environment",
     ]  # fmt: skip
+
+
+def test_routes() -> None:
+    found = config(request(ImagePod(user_data={"bootcmd": ["echo mine"]}), network=CALICO))
+    assert found == {"bootcmd": [*route_commands(CALICO), "echo mine"]}
+    assert config(request(ImagePod(force_dhcp=True), network=CALICO)) == {}
+    script, vendor = user_data(request(ImagePod(user_data_script="#!/bin/sh"), network=CALICO))
+    assert (script, yaml.safe_load(vendor)) == ("#!/bin/sh", {"bootcmd": route_commands(CALICO)})
 
 
 def test_mounts() -> None:
