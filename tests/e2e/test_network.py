@@ -134,8 +134,10 @@ def daemon(base: Path, networks: Networks) -> Iterator[Daemon]:
     try:
         yield daemon
     finally:
-        daemon.end()
-        subprocess.run(["ip", "link", "delete", networks.other], check=False, stderr=subprocess.DEVNULL)
+        try:
+            daemon.end()
+        finally:
+            subprocess.run(["ip", "link", "delete", networks.other], check=False, stderr=subprocess.DEVNULL)
 
 
 @pytest.fixture(scope="module")
