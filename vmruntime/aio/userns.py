@@ -46,10 +46,13 @@ async def user_namespace(uids: IdMap, gids: IdMap, *, network: bool = False) -> 
     try:
         assert process.stdout is not None
         assert process.stderr is not None
-        async with asyncio.timeout(START_TIMEOUT):
-            if not await process.stdout.readline():
-                why = (await process.stderr.read()).decode(errors="replace").strip()
-                raise FailedPrecondition(f"a user namespace cannot be made: {why}", remedy=_REMEDY)
+        try:
+            async with asyncio.timeout(START_TIMEOUT):
+                if not await process.stdout.readline():
+                    why = (await process.stderr.read()).decode(errors="replace").strip()
+                    raise FailedPrecondition(f"a user namespace cannot be made: {why}", remedy=_REMEDY)
+        except TimeoutError:
+            raise Internal(f"unshare did not start within {START_TIMEOUT:g} s") from None
         for name, ids in (("uid_map", uids), ("gid_map", gids)):
             try:
                 Path(f"/proc/{process.pid}/{name}").write_text(" ".join(map(str, ids)))
@@ -58,8 +61,6 @@ async def user_namespace(uids: IdMap, gids: IdMap, *, network: bool = False) -> 
                     f"a user namespace with the {name} {ids} cannot be made: {error.strerror}", remedy=_REMEDY
                 ) from error
         yield process.pid
-    except TimeoutError:
-        raise Internal(f"unshare did not start within {START_TIMEOUT:g} s") from None
     finally:
         with contextlib.suppress(ProcessLookupError):
             process.kill()
@@ -73,12 +74,11 @@ async def user_namespace_fd(uids: IdMap, gids: IdMap) -> AsyncIterator[int]:
     Raises:
         FailedPrecondition: The kernel refuses.
     """
-    async with user_namespace(uids, gids) as pid:
-        fd = os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
-    try:
+    with contextlib.ExitStack() as undo:
+        async with user_namespace(uids, gids) as pid:
+            fd = os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
+            undo.callback(os.close, fd)  # here already: the end of the process is awaited, which may be cancelled
         yield fd
-    finally:
-        os.close(fd)
 
 
 @contextlib.contextmanager
