@@ -224,6 +224,20 @@ async def test_disks_come_and_go(driver: Driver, shared_vm: VirtualMachine) -> N
     await shared_vm.detach_disk(layer.serial)
 
 
+async def test_a_disk_that_was_given_up_on_can_come_again(driver: Driver, shared_vm: VirtualMachine) -> None:
+    """The call that asks for it back is cancelled at some point; the next one takes away what is left."""
+    layer = driver.disk("b" * 32, readonly=True)
+    for turns in range(4):
+        await shared_vm.attach_disk(layer)
+        first = asyncio.ensure_future(shared_vm.detach_disk(layer.serial))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        first.cancel()
+        await asyncio.wait([first])
+        await shared_vm.detach_disk(layer.serial)
+        assert await shared_vm.attached_disks() == {"first"}
+
+
 async def test_a_disk_that_is_refused_is_not_attached(driver: Driver, shared_vm: VirtualMachine) -> None:
     for path in (Path("/nonexistent.img"), Path("/tmp")):
         with pytest.raises(HypervisorError):

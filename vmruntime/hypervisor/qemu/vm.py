@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 
 from vmruntime.aio.detached import DetachedProcess, ProcessIdentity
+from vmruntime.aio.pipeline import in_thread
 from vmruntime.aio.tasks import TaskScope
 from vmruntime.hypervisor.console import ConsoleLog
 from vmruntime.hypervisor.errors import HypervisorError
@@ -19,6 +20,11 @@ from vmruntime.hypervisor.vsock import tail_of
 from vmruntime.model.resources import VmSize
 
 DETACH_TIMEOUT = 10.0
+# QEMU's words: its errors differ in nothing else that can be relied upon.
+NO_DEVICE = "not found"
+UNPLUGGING = "already in the process of unplug"
+NO_NODE = "Failed to find node"
+IN_USE = "is in use"
 SHARE = "share"
 LAST_WORDS = 1.0
 ENDINGS = {
@@ -89,22 +95,49 @@ class QemuVm:
             undo.pop_all()
 
     async def detach_disk(self, serial: str) -> None:
-        """Unplug a disk and close its file; unknown serial: success."""
+        """Unplug a disk and close its file; unknown serial: success.
+
+        A device that the guest lets go of after an earlier call gave up is gone, and leaves its file behind: so each
+        part is taken away whether or not the others are there.
+        """
         node = node_name(serial)
-        device = f"dev-{node}"
-        with self._monitor.listen_deleted(device) as deleted:
-            try:
-                await self._monitor.execute("device_del", {"id": device})
-            except HypervisorError as error:
-                if "not found" not in error.message:
-                    raise
-                return
-            if not await deleted(DETACH_TIMEOUT):
-                raise HypervisorError(f"the guest did not let go of {serial} within {DETACH_TIMEOUT:g} s")
-        await self._monitor.execute("blockdev-del", {"node-name": node})
+        with self._monitor.listen_deleted(f"dev-{node}") as deleted:
+
+            async def wait_until_deleted() -> None:
+                if not await deleted(DETACH_TIMEOUT):
+                    raise HypervisorError(f"the guest did not let go of {serial} within {DETACH_TIMEOUT:g} s")
+
+            if await self._unplug(f"dev-{node}"):
+                await wait_until_deleted()
+            if not await self._remove_node(node):
+                await wait_until_deleted()  # it cannot be found any more and is not gone yet
+                if not await self._remove_node(node):
+                    raise HypervisorError(f"the disk {serial} is gone and its file still in use")
         for fdset in await self._monitor.execute("query-fdsets"):
             if any(fd.get("opaque") == serial for fd in fdset["fds"]):
                 await self._quietly("remove-fd", {"fdset-id": fdset["fdset-id"]})
+
+    async def _unplug(self, device: str) -> bool:
+        """Ask for a device back, if that was not done already; False: there is no such device any more."""
+        try:
+            await self._monitor.execute("device_del", {"id": device})
+        except HypervisorError as error:
+            if NO_DEVICE in error.message:
+                return False
+            if UNPLUGGING not in error.message:
+                raise
+        return True
+
+    async def _remove_node(self, node: str) -> bool:
+        """Close a block node, if there is such a one; False: a device has it."""
+        try:
+            await self._monitor.execute("blockdev-del", {"node-name": node})
+        except HypervisorError as error:
+            if IN_USE in error.message:
+                return False
+            if NO_NODE not in error.message:
+                raise
+        return True
 
     async def attach_nic(self, nic: Nic, tap_fd: int) -> None:
         """Hot-plug a NIC into a free root port; the descriptor stays the caller's."""
@@ -204,14 +237,18 @@ class QemuVm:
 
     async def _add_fd(self, disk: Disk) -> int:
         flags = os.O_RDONLY if disk.readonly else os.O_RDWR
-        try:
-            fd = os.open(disk.path, flags | os.O_CLOEXEC | os.O_NOFOLLOW)
-        except OSError as error:
-            raise HypervisorError(f"the disk {disk.path} cannot be opened: {error.strerror}") from error
-        try:
+        with contextlib.ExitStack() as undo:
+
+            def open_disk() -> int:
+                fd = os.open(disk.path, flags | os.O_CLOEXEC | os.O_NOFOLLOW)
+                undo.callback(os.close, fd)  # in the thread: the caller may be cancelled and never see the descriptor
+                return fd
+
+            try:
+                fd = await in_thread(open_disk)  # a block device whose transport is dead blocks
+            except OSError as error:
+                raise HypervisorError(f"the disk {disk.path} cannot be opened: {error.strerror}") from error
             answer = await self._monitor.execute_with_fd("add-fd", {"opaque": disk.serial}, fd)
-        finally:
-            os.close(fd)
         return int(answer["fdset-id"])
 
     async def _quietly(self, command: str, arguments: dict[str, object]) -> None:
