@@ -479,12 +479,10 @@ async def test_stats(place: Place) -> None:
     everything = await agent.stats([])
     assert {usage.id for usage in everything.containers} == {"stat-one", "stat-two"}
     assert everything.memory_total > everything.memory_available > 0
-    (one,) = (await agent.stats(["stat-one"])).containers
+    (one,) = (await agent.stats(["stat-one", "nobody"])).containers  # one removed meanwhile costs nobody the numbers
     assert one.id == "stat-one"
     assert one.time > 0
-    with pytest.raises(AgentError) as refusal:
-        await agent.stats(["stat-one", "nobody"])
-    assert refusal.value.code is Code.NOT_FOUND
+    assert (await agent.stats(["nobody"])).containers == []
     for name in ("stat-one", "stat-two"):
         await agent.delete(name)
 

@@ -213,8 +213,9 @@ class FakeGuest:
         container.resources.append(resources)
 
     def usage(self, container_ids: list[str]) -> GuestUsage:
-        """Stats; no ids: all."""
-        wanted = [self.container(one) for one in container_ids] or list(self.containers.values())
+        """Stats; no ids: all. Those it does not know are left out."""
+        known = self.containers
+        wanted = [known[one] for one in container_ids if one in known] if container_ids else list(known.values())
         now = self.now_ns()
         containers = [
             ContainerUsage(id=one.request.id, time=now, cpu_ns=1_000_000, memory_usage=4096, memory_working_set=4096)

@@ -262,7 +262,7 @@ class Agent(Protocol):
         """Open the way to the sandbox's ports."""
 
     async def stats(self, container_ids: list[str]) -> GuestUsage:
-        """Return what the sandbox and these containers use; no ids: all containers."""
+        """Return what the sandbox and these containers use, without those it does not know; no ids: all containers."""
 
     async def update(self, container_id: str, resources: bytes) -> None:
         """Change a container's limits to linux.resources of the OCI specification, as JSON; what is left out stays."""

@@ -146,7 +146,7 @@ class Pods(Protocol):
         """
 
     async def usage(self, container_ids: list[str]) -> list[ContainerUsage]:
-        """Return what these running containers use; those that ended meanwhile are left out."""
+        """Return what these running containers use; without those that ended meanwhile or whose sandbox does not answer."""
 
     async def sandbox_usage(self, sandbox_ids: list[str]) -> list[SandboxUsage]:
         """Return what these ready sandboxes use; those that ended meanwhile are left out."""

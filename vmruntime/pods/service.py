@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
 
-from vmruntime.agent.errors import AgentGone
 from vmruntime.agent.interface import AttachStream, ExecStream, PortDialer
 from vmruntime.errors import FailedPrecondition
 from vmruntime.model.container import Container, ContainerSpec, ContainerState
@@ -26,7 +25,7 @@ from vmruntime.pods.sandbox_run import run_sandbox
 from vmruntime.pods.sandbox_stop import remove_sandbox, stop_sandbox
 from vmruntime.pods.spans import note_container
 from vmruntime.pods.streams import attach_stream, exec_stream, sandbox_ports
-from vmruntime.pods.usage import sandbox_usage
+from vmruntime.pods.usage import container_usage, sandbox_usage
 
 
 class PodService:
@@ -111,23 +110,8 @@ class PodService:
         await pump.reopen()
 
     async def usage(self, container_ids: list[str]) -> list[ContainerUsage]:
-        """Return what running containers use; those that ended meanwhile are left out."""
-        wanted: dict[str, list[str]] = {}
-        for container_id in container_ids:
-            container = self.container(container_id)
-            if container.state is ContainerState.RUNNING:
-                wanted.setdefault(container.sandbox_id, []).append(container_id)
-        found: list[ContainerUsage] = []
-        for sandbox_id, ids in wanted.items():
-            live = self._context.live.get(sandbox_id)
-            if live is None:
-                continue
-            try:
-                usage = await live.running.agent.stats(ids)
-            except AgentGone:
-                continue
-            found += [one for one in usage.containers if one.id in ids]
-        return found
+        """Return what running containers use; see pods/usage.py."""
+        return await container_usage(self._context, container_ids)
 
     async def sandbox_usage(self, sandbox_ids: list[str]) -> list[SandboxUsage]:
         """Return what ready sandboxes use; see pods/usage.py."""

@@ -35,15 +35,14 @@ fn wanted(agent: &Agent, ids: &[String]) -> Result<Vec<Arc<Container>>> {
     if ids.is_empty() {
         return Ok(agent.registry.all());
     }
-    ids.iter()
-        .map(|id| {
-            validate::id("container id", id)?;
-            agent.registry.get(id)
-        })
-        .collect()
+    for id in ids {
+        validate::id("container id", id)?;
+    }
+    // One that was removed meanwhile must not cost the others their numbers.
+    Ok(ids.iter().filter_map(|id| agent.registry.find(id)).collect())
 }
 
-async fn of_container(agent: &Agent, container: &Container) -> ContainerStats {
+async fn of_container(agent: &Agent, container: &Arc<Container>) -> ContainerStats {
     let usage = writable_layer(agent, container).await;
     ContainerStats {
         id: container.id.clone(),
@@ -53,15 +52,20 @@ async fn of_container(agent: &Agent, container: &Container) -> ContainerStats {
     }
 }
 
-async fn writable_layer(agent: &Agent, container: &Container) -> Usage {
+async fn writable_layer(agent: &Agent, container: &Arc<Container>) -> Usage {
     let cached = *container.usage.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(usage) = cached.fresh() {
         return usage;
     }
     let upper = agent.config.paths.writable(&container.id).join("upper");
-    let usage = tokio::task::spawn_blocking(move || usage::walk(&upper)).await.unwrap_or_default();
-    *container.usage.lock().unwrap_or_else(PoisonError::into_inner) = Cached::now(usage);
-    usage
+    let container = container.clone();
+    // Kept by the walk itself: a caller that gives up waiting for a long one finds it done the next time.
+    let walk = move || {
+        let usage = usage::walk(&upper);
+        *container.usage.lock().unwrap_or_else(PoisonError::into_inner) = Cached::now(usage);
+        usage
+    };
+    tokio::task::spawn_blocking(walk).await.unwrap_or_default()
 }
 
 /// (total, available) bytes of memory.

@@ -140,6 +140,10 @@ async fn the_life_of_a_container() {
     assert_eq!((end.phase(), end.exit_code, end.oom_killed), (Phase::Exited, 143, false));
     signal_container::call(&fixture.agent, &term).unwrap();
 
+    let request = StatsRequest { container_ids: vec!["removed".into(), "c1".into()] };
+    let stats = stats::call(&fixture.agent, &request).await.unwrap();
+    assert_eq!(stats.containers.iter().map(|one| &one.id).collect::<Vec<_>>(), ["c1"]);
+
     fixture.delete().await.unwrap();
     fixture.delete().await.unwrap();
     assert!(list_containers::call(&fixture.agent).containers.is_empty());

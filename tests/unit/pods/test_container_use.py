@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.unit.pods.bed import PATIENCE, Daemon, until_ready
-from vmruntime.agent.errors import AgentError, AgentGone
+from vmruntime.agent.errors import AgentError, AgentGone, AgentLied
 from vmruntime.errors import (
     Code,
     DeadlineExceeded,
@@ -160,7 +160,29 @@ async def test_usage_of_containers(daemon: Daemon, pod: str) -> None:
     one, two = await daemon.run(pod), await daemon.run(await daemon.run_pod("other"))
     idle = await daemon.create(pod, name="idle")
     assert {usage.id for usage in await daemon.pods.usage([one, two, idle])} == {one, two}
-    daemon.faults.fail("agent.stats", AgentGone("it went"))
-    assert len(await daemon.pods.usage([one, two])) == 1
     with pytest.raises(NotFound):
         await daemon.pods.usage(["unknown"])
+
+
+@pytest.mark.parametrize(
+    "error",
+    [AgentGone("it went"), AgentLied("a number is negative"), AgentError("too late", Code.DEADLINE_EXCEEDED)],
+)
+async def test_a_guest_that_is_not_measured_costs_the_others_nothing(
+    daemon: Daemon, pod: str, error: AgentError
+) -> None:
+    one, two = await daemon.run(pod), await daemon.run(await daemon.run_pod("other"))
+    daemon.faults.fail("agent.stats", error)
+    assert len(await daemon.pods.usage([one, two])) == 1
+
+
+async def test_guests_are_measured_at_the_same_time(daemon: Daemon, pod: str) -> None:
+    one, two = await daemon.run(pod), await daemon.run(await daemon.run_pod("other"))
+    slow = daemon.faults.hold("agent.stats")
+    asking = asyncio.ensure_future(daemon.pods.usage([one, two]))
+    async with asyncio.timeout(PATIENCE):
+        await slow.reached.wait()
+        while "agent.stats done" not in daemon.faults.steps:
+            await asyncio.sleep(0)
+    slow.release()
+    assert {usage.id for usage in await asking} == {one, two}
