@@ -32,11 +32,16 @@ class TaskScope:
         Args:
             work: What to run.
             name: Of the task, for the log.
-            owning: Closes what was handed to `work`; called when it has ended, also when it was cancelled before its
-                first step and so could close nothing itself.
+            owning: Closes what was handed to `work`; called when it has ended, also when it never got to its first step
+                and so could close nothing itself: it was cancelled, or the scope is closed.
+
+        Raises:
+            RuntimeError: The scope is closed.
         """
         if self._closed:
             work.close()
+            if owning is not None:
+                owning()
             raise RuntimeError(f"the scope {self._name} is closed")
         task = asyncio.get_running_loop().create_task(work, name=f"{self._name}: {name}")
         self._tasks.add(task)
@@ -67,15 +72,26 @@ class Shared:
     def __init__(self, scope: TaskScope) -> None:
         self._scope = scope
 
-    async def run(self, work: Callable[[], Coroutine[Any, Any, Any]], name: str) -> Any:
-        """Run `work` to its end even if the caller is cancelled; return its result or raise its error."""
+    async def run(
+        self, work: Callable[[], Coroutine[Any, Any, Any]], name: str, *, owning: Callable[[], object] | None = None
+    ) -> Any:
+        """Run `work` to its end even if the caller is cancelled; return its result or raise its error.
+
+        Args:
+            work: What to run.
+            name: Of its task, for the log.
+            owning: As of TaskScope.start().
+
+        Raises:
+            asyncio.CancelledError: The caller was cancelled, or the scope was closed.
+            RuntimeError: The scope is closed already.
+        """
         outcome: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
 
         async def carry() -> None:
             try:
                 result = await work()
             except asyncio.CancelledError:
-                outcome.cancel()
                 raise
             except BaseException as error:
                 if not outcome.cancelled():
@@ -85,5 +101,7 @@ class Shared:
                 if not outcome.cancelled():
                     outcome.set_result(result)
 
-        self._scope.start(carry(), name)
+        task = self._scope.start(carry(), name, owning=owning)
+        # Also when it was cancelled before its first step: the caller must not wait for ever.
+        task.add_done_callback(lambda _: outcome.cancel())
         return await asyncio.shield(outcome)

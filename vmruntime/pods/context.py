@@ -31,15 +31,32 @@ class Locks:
     @contextlib.asynccontextmanager
     async def hold(self, name: str) -> AsyncIterator[None]:
         """Hold the lock of one id."""
+        let_go = await self.take(name)
+        try:
+            yield
+        finally:
+            let_go()
+
+    async def take(self, name: str) -> Callable[[], None]:
+        """Take the lock of one id; return what lets go of it, to be called once, by whoever is done with it."""
         lock, users = self._locks.get(name, (asyncio.Lock(), 0))
         self._locks[name] = (lock, users + 1)
         try:
-            async with lock:
-                yield
-        finally:
-            lock, users = self._locks.pop(name)
-            if users > 1:
-                self._locks[name] = (lock, users - 1)
+            await lock.acquire()
+        except BaseException:
+            self._forget_user(name)
+            raise
+
+        def let_go() -> None:
+            lock.release()
+            self._forget_user(name)
+
+        return let_go
+
+    def _forget_user(self, name: str) -> None:
+        lock, users = self._locks.pop(name)
+        if users > 1:
+            self._locks[name] = (lock, users - 1)
 
 
 @dataclasses.dataclass
