@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 
 import msgspec
 import structlog
@@ -21,6 +22,7 @@ from vmruntime.pods.container_remove import delete_in_guest
 from vmruntime.pods.container_volumes import ContainerVolumes, attach_volumes, tell_agent, volume_images
 from vmruntime.pods.context import Context, Live
 from vmruntime.pods.log_pump import LogPump
+from vmruntime.pods.monitor import now_or_later
 from vmruntime.pods.oci.capabilities import ALL, of_this_process
 from vmruntime.pods.oci.signals import stop_signal
 from vmruntime.pods.oci.spec import build_oci_spec
@@ -43,8 +45,8 @@ PID_MODES = {
 async def create_container(context: Context, sandbox_id: str, spec: ContainerSpec) -> str:
     """Prepare a container and return its id; see pods.interface.Pods.create_container."""
     name = f"{sandbox_id} {spec.metadata.name} {spec.metadata.attempt}"
-    async with contextlib.AsyncExitStack() as stack:
-        await stack.enter_async_context(context.locks.hold(f"container {name}"))  # see run_sandbox
+    with contextlib.ExitStack() as stack:
+        stack.callback(await context.locks.take(f"container {name}"))  # see run_sandbox
         for other in context.registry.containers_of(sandbox_id, hidden=True):
             if other.spec.metadata == spec.metadata:
                 return _hand_over(context, other, spec)
@@ -55,15 +57,14 @@ async def create_container(context: Context, sandbox_id: str, spec: ContainerSpe
         held = stack.pop_all()
 
         async def create() -> None:
-            async with held:
-                try:
-                    await _create(context, sandbox, container_id, spec)
-                except BaseException:
-                    context.handover.discard(container_id)
-                    raise
+            context.handover.add(container_id)
+            try:
+                await _create(context, sandbox, container_id, spec)
+            except BaseException:
+                context.handover.discard(container_id)
+                raise
 
-        context.handover.add(container_id)
-        await context.shared.run(create, f"create {container_id[:13]}")
+        await context.shared.run(create, f"create {container_id[:13]}", owning=held.close)
     context.handover.discard(container_id)
     return container_id
 
@@ -80,6 +81,8 @@ def _hand_over(context: Context, other: Container, spec: ContainerSpec) -> str:
 
 
 async def _create(context: Context, sandbox: Sandbox, container_id: str, spec: ContainerSpec) -> None:
+    edits = await cdi_edits(context, sandbox, spec)
+    # Nothing is awaited from here until the container is in the registry: an image removed meanwhile would be missing.
     image = context.images.status(spec.image)
     if image is None:
         raise NotFound(f"config.image: {spec.image!r} is not on this host", remedy="pull it first")
@@ -95,7 +98,7 @@ async def _create(context: Context, sandbox: Sandbox, container_id: str, spec: C
         volume_image_ids=[one.id for one in mounted],
         layers=[layer.diff_id for one in (image, *mounted) for layer in one.layers],
         stop_signal=stop_signal(spec, image.config),
-        edits=await cdi_edits(context, sandbox, spec),
+        edits=edits,
     )
     note_made(context, container)
     live = context.running(sandbox.id)
@@ -209,9 +212,14 @@ def _check_target(context: Context, sandbox: Sandbox, target_id: str) -> None:
 
 
 async def _undo(context: Context, container: Container) -> None:
+    """Leave nothing of a container that was not created; whatever else fails, its name is free again."""
     try:
-        await delete_in_guest(context, container)
+        await delete_in_guest(context, container, again=True)
     except VmruntimeError as error:
         log.error("clean-up left something behind", container=container.id, error=str(error))
-    context.log_position(container.id).unlink(missing_ok=True)
-    await context.registry.drop_container(container.id)
+    except Exception:  # such as an OSError or a defect
+        log.exception("clean-up left something behind", container=container.id)
+    with contextlib.suppress(OSError):
+        context.log_position(container.id).unlink()
+    drop = functools.partial(context.registry.drop_container, container.id)
+    await now_or_later(context, drop, container=container.id)

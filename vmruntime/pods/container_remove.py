@@ -30,15 +30,18 @@ async def _remove(context: Context, container_id: str) -> None:
             container = context.registry.container(container_id)
         except NotFound:
             return
-        if container.state is not ContainerState.REMOVING:
+        again = container.state is ContainerState.REMOVING
+        if not again:
             await context.registry.change_container(container_id, state=ContainerState.REMOVING)
-        await delete_in_guest(context, container)
+        await delete_in_guest(context, container, again=again)
         await forget_container(context, container)
     await context.images.sweep()
 
 
-async def delete_in_guest(context: Context, container: Container) -> None:
+async def delete_in_guest(context: Context, container: Container, *, again: bool) -> None:
     """Take a container and the layers only it used out of its sandbox, if that still runs.
+
+    What `again` changes, see detach_volumes().
 
     Raises:
         AgentError: The agent refused, or was not reached although the sandbox goes on.
@@ -52,7 +55,7 @@ async def delete_in_guest(context: Context, container: Container) -> None:
             await live.running.agent.delete(container.id)
         with tracing.span("container.detach"):
             await live.running.release_layers(_unused_layers(context, container))
-            await detach_volumes(context, live, container)
+            await detach_volumes(context, live, container, again=again)
     except (AgentGone, VmGone) as error:
         if await end_of(live.running) is None:
             raise

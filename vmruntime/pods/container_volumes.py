@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import msgspec
+import structlog
 
 from vmruntime.agent.interface import GuestContainer, GuestDevice
-from vmruntime.errors import NotFound
+from vmruntime.errors import FailedPrecondition, NotFound
 from vmruntime.model.container import Container, ContainerSpec
 from vmruntime.model.image import Image
 from vmruntime.pods.context import Context, Live
 from vmruntime.pods.oci.mounts import BindMount
 from vmruntime.sandboxes.interface import Published, RunningSandbox
+
+log = structlog.get_logger(__name__)
 
 
 class ContainerVolumes(msgspec.Struct, frozen=True, kw_only=True):
@@ -53,9 +56,18 @@ async def attach_volumes(live: Live, container: Container, images: list[Image]) 
     return ContainerVolumes(binds=_binds(spec, published), published=published, images=images, devices=devices)
 
 
-async def detach_volumes(context: Context, live: Live, container: Container) -> None:
-    """Take them away again; a device that another container of the pod has stays."""
-    await live.running.withdraw_volumes(container.id)
+async def detach_volumes(context: Context, live: Live, container: Container, *, again: bool) -> None:
+    """Take them away again; a device that another container of the pod has stays.
+
+    With `again`, which is not for the first time, volumes that the host does not let go of stay until the sandbox ends,
+    rather than keep the container from being removed for ever.
+    """
+    try:
+        await live.running.withdraw_volumes(container.id)
+    except (FailedPrecondition, OSError) as error:
+        if not again:
+            raise
+        log.error("volumes stay until their sandbox ends", container=container.id, error=str(error))
     others = context.registry.containers_of(container.sandbox_id, hidden=True)
     used = {device.host_path for other in others if other.id != container.id for device in other.edited.devices}
     unused = [device for device in container.edited.devices if device.host_path not in used]

@@ -79,8 +79,17 @@ async def _until_recorded(record: Callable[[], Awaitable[None]], **what: str) ->
         try:
             return await record()
         except VmruntimeError as error:
-            log.error("an end is not written down, trying again", error=str(error), **what)
+            log.error("not written down, trying again", error=str(error), **what)
             await asyncio.sleep(RECORD_SECONDS)
+
+
+async def now_or_later(context: Context, record: Callable[[], Awaitable[None]], **what: str) -> None:
+    """Write something down now or, when the store does not take it, in the background: nobody else would do it."""
+    try:
+        await record()
+    except VmruntimeError as error:
+        log.error("not written down, trying again", error=str(error), **what)
+        context.scope.start(_until_recorded(record, **what), "record")
 
 
 async def record_exit(context: Context, container: Container, state: GuestContainerState) -> None:

@@ -131,7 +131,7 @@ async def _recover_container(
     context: Context, live: Live, container: Container, state: GuestContainerState | None
 ) -> None:
     if container.state in (ContainerState.CREATING, ContainerState.REMOVING):
-        await delete_in_guest(context, container)
+        await delete_in_guest(context, container, again=True)
         await forget_container(context, container)
     elif state is not None:
         await _resume(context, live, container, state)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
 import time
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ from vmruntime.model.ledger import Resource, ResourceKind
 from vmruntime.model.sandbox import Dns, NamespaceMode, PodNetwork, Sandbox, SandboxKind, SandboxSpec, SandboxState
 from vmruntime.pods.context import Context, Live
 from vmruntime.pods.leftovers import release_or_retry
-from vmruntime.pods.monitor import watch
+from vmruntime.pods.monitor import now_or_later, watch
 from vmruntime.pods.ports import Tap
 from vmruntime.pods.spans import note_pod
 from vmruntime.pods.vm_end import vm_end_told
@@ -34,9 +35,9 @@ ENTROPY_BYTES = 64
 async def run_sandbox(context: Context, spec: SandboxSpec) -> str:
     """Start a sandbox and return its id; see pods.interface.Pods.run_sandbox."""
     key = spec.metadata.key
-    async with contextlib.AsyncExitStack() as stack:
+    with contextlib.ExitStack() as stack:
         # A retry waits here until the first call is over, and may give up waiting.
-        await stack.enter_async_context(context.locks.hold(f"name {key}"))
+        stack.callback(await context.locks.take(f"name {key}"))
         for other in context.registry.sandboxes(hidden=True):
             if other.spec.metadata.key == key:
                 return _hand_over(context, other, spec)
@@ -44,13 +45,12 @@ async def run_sandbox(context: Context, spec: SandboxSpec) -> str:
         held = stack.pop_all()
 
         async def create() -> None:
-            async with held:
-                await _create(context, sandbox_id, spec)
+            context.handover.add(sandbox_id)
+            await _create(context, sandbox_id, spec)
 
         # The creation goes on if this caller goes away (kubelet's time-out); its retry is handed the result.
         note_pod(sandbox_id, spec)
-        context.handover.add(sandbox_id)
-        await context.shared.run(create, f"run {sandbox_id[:13]}")
+        await context.shared.run(create, f"run {sandbox_id[:13]}", owning=held.close)
     context.handover.discard(sandbox_id)
     return sandbox_id
 
@@ -207,7 +207,11 @@ async def _undo(context: Context, sandbox: Sandbox) -> None:
     """Leave nothing of a sandbox that did not start."""
     live = context.live.pop(sandbox.id, None)
     if live is not None:
-        await live.scope.close()
-        await live.running.close()
+        try:
+            await live.scope.close()
+            await live.running.close()
+        except Exception:  # whatever it is, the rest must go and the name be free again
+            log.exception("clean-up left something behind", sandbox=sandbox.id)
     await release_or_retry(context, sandbox.id)
-    await context.registry.drop_sandbox(sandbox.id)
+    drop = functools.partial(context.registry.drop_sandbox, sandbox.id)
+    await now_or_later(context, drop, sandbox=sandbox.id)

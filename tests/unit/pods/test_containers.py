@@ -16,9 +16,10 @@ from vmruntime.errors import (
     Code,
     DeadlineExceeded,
     FailedPrecondition,
+    Internal,
     NotFound,
 )
-from vmruntime.model.container import Container, ContainerState, ContainerUser
+from vmruntime.model.container import Container, ContainerEdits, ContainerState, ContainerUser
 from vmruntime.pods import container_stop
 
 
@@ -259,3 +260,70 @@ async def test_events_are_heard_again_after_they_broke(daemon: Daemon) -> None:
     daemon.faults.fail("agent.events", AgentGone("broken"), times=2)
     container = await daemon.run(await daemon.run_pod(), "sh", "-c", "exit 5")
     assert (await daemon.ended(container)).exit_code == 5
+
+
+@pytest.mark.parametrize("error", [OSError(16, "busy"), ValueError("a defect")])
+async def test_a_creation_that_cannot_be_undone_leaves_no_name_taken(
+    daemon: Daemon, pod: str, error: Exception
+) -> None:
+    daemon.faults.fail("agent.create", AgentError("no", Code.INTERNAL))
+    daemon.faults.fail("sandbox.withdraw_volumes", error)
+    with pytest.raises(AgentError, match="no"):
+        await daemon.create(pod)
+    assert daemon.context.registry.containers(hidden=True) == []
+    await daemon.create(pod)
+
+
+async def test_a_creation_whose_undo_cannot_be_written_down_is_undone_later(
+    daemon: Daemon, pod: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vmruntime.pods.monitor.RECORD_SECONDS", 0.01)
+
+    async def full() -> None:
+        daemon.faults.fail("store.write", Internal("the disk is full"), times=2)
+        raise AgentError("no", Code.INTERNAL)
+
+    daemon.faults.run("agent.create", full)
+    with pytest.raises(AgentError, match="no"):
+        await daemon.create(pod)
+    async with asyncio.timeout(PATIENCE):
+        while daemon.context.registry.containers(hidden=True):
+            await asyncio.sleep(0.01)
+    await daemon.create(pod)
+
+
+async def test_volumes_that_are_not_let_go_of_delay_a_removal_once(daemon: Daemon, pod: str) -> None:
+    container = await daemon.create(pod)
+    daemon.faults.fail("sandbox.withdraw_volumes", FailedPrecondition("the mount is busy"), times=-1)
+    with pytest.raises(FailedPrecondition, match="busy"):
+        await daemon.pods.remove_container(container)
+    await daemon.pods.remove_container(container)
+    assert daemon.context.registry.containers(hidden=True) == []
+
+
+async def test_an_image_is_looked_up_when_everything_else_is_known(
+    daemon: Daemon, pod: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Removed while CDI files are read, it is missing at once and not in the middle of the creation."""
+
+    async def slow(*_: object) -> ContainerEdits:
+        daemon.world.images.images.clear()
+        return ContainerEdits()
+
+    monkeypatch.setattr("vmruntime.pods.container_create.cdi_edits", slow)
+    with pytest.raises(NotFound, match="is not on this host"):
+        await daemon.create(pod)
+
+
+async def test_a_creation_that_is_broken_off_before_it_began_lets_its_name_go(daemon: Daemon, pod: str) -> None:
+    """As when the daemon stops."""
+    call = asyncio.ensure_future(daemon.create(pod))
+    await asyncio.sleep(0)
+    for task in daemon.context.scope._tasks:
+        if "create" in task.get_name():
+            task.cancel()
+    async with asyncio.timeout(PATIENCE):
+        with pytest.raises(asyncio.CancelledError):
+            await call
+    assert daemon.context.locks._locks == {}
+    await daemon.create(pod)

@@ -396,6 +396,21 @@ async def test_ports_of_a_pod(daemon: Daemon, pod: str) -> None:
             pass
 
 
+async def test_a_start_that_cannot_be_undone_leaves_no_name_taken(
+    daemon: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever a release raises; what remains is released in the background."""
+    monkeypatch.setattr("vmruntime.pods.leftovers.FIRST_SECONDS", 0.01)
+    daemon.faults.fail("agent.setup", AgentError("no", Code.INTERNAL))
+    daemon.faults.fail("sandbox.release", ValueError("a defect"))
+    with pytest.raises(AgentError, match="no"):
+        await daemon.run_pod()
+    assert daemon.context.registry.sandboxes(hidden=True) == []
+    async with asyncio.timeout(PATIENCE):
+        while await daemon.owned.ledger.all():
+            await asyncio.sleep(0.01)
+
+
 async def test_a_listener_that_is_too_slow_is_cut_off(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vmruntime.pods.broadcast.BACKLOG", 2)
     events = daemon.pods.events()
