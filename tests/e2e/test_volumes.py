@@ -283,6 +283,16 @@ def test_what_a_vm_cannot_have_is_refused(daemon: Daemon, image: str, pod: str, 
     assert caught.value.code() is grpc.StatusCode.NOT_FOUND
 
 
+def test_a_guest_changes_nothing_but_its_volumes(daemon: Daemon, image: str, pod: str, tmp_path: Path) -> None:
+    """virtiofsd, through which alone the guest has the share, has it read-only, except for the volumes."""
+    container = run(daemon, pod, image, "sealed", cri.Mount(container_path="/v", host_path=str(tmp_path)))
+    lines = Path(f"/proc/{servers(daemon, pod)[-1]}/mountinfo").read_text().splitlines()
+    options = {fields[4]: fields[5].split(",") for fields in map(str.split, lines)}
+    assert "ro" in options["/"]
+    assert "rw" in options[f"/{container}/0"]
+    remove(daemon, container)
+
+
 def test_volumes_outlive_the_daemon_and_end_with_virtiofsd(daemon: Daemon, image: str, tmp_path: Path) -> None:
     pod = run_pod(daemon, "restart")
     mount = cri.Mount(container_path="/v", host_path=str(tmp_path))

@@ -238,10 +238,10 @@ def _merged(base: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
 
 def sandbox_config(name: str, base: Path, **fields: Any) -> Any:
     """Return a PodSandboxConfig with a name, a log directory and what else is given."""
+    fields.setdefault("linux", cri_pb2.LinuxPodSandboxConfig())
     return cri_pb2.PodSandboxConfig(
         metadata=cri_pb2.PodSandboxMetadata(name=name, uid=f"uid-{name}", namespace="test", attempt=0),
         log_directory=str(base / "logs" / name),
-        linux=cri_pb2.LinuxPodSandboxConfig(),
         **fields,
     )
 

@@ -113,7 +113,7 @@ class HostSandbox:
 
     async def withdraw_volumes(self, container_id: str) -> None:
         """Take away binds with other ids; the container's own mounts go with it."""
-        await withdraw(self._volumes, None, container_id)
+        await withdraw(self._volumes, container_id)
 
     async def attach_devices(self, devices: Sequence[Device]) -> list[GuestDevice]:
         """Return the host's devices."""

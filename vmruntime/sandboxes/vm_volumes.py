@@ -16,7 +16,7 @@ from vmruntime.model.ledger import Resource, ResourceKind
 from vmruntime.model.sandbox import Sandbox
 from vmruntime.sandboxes.interface import Published, VolumeSource
 from vmruntime.sandboxes.ledger import OwnedResources, process_identity
-from vmruntime.volumes.share import close_share, open_share, publish, withdraw
+from vmruntime.volumes.share import close_share, open_share, publish, seal, withdraw
 from vmruntime.volumes.survey import MemoryVolume, SharedVolume, Volume, survey
 from vmruntime.volumes.virtiofsd import find_virtiofsd, is_rust, virtiofsd_argv
 
@@ -67,7 +67,7 @@ class VmVolumes:
 
     async def withdraw(self, container_id: str) -> None:
         """Take away a container's mounts; unknown: success."""
-        await withdraw(self._root, await self._running_server(), container_id)
+        await withdraw(self._root, container_id)
 
     async def _make_share(self) -> DetachedProcess:
         """Return the running virtiofsd of the VM's share, both made if need be."""
@@ -115,6 +115,7 @@ class VmVolumes:
             try:
                 connection = sockets.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
                 connection.connect(str(path))  # a unix socket connects at once: it listens already
+                await seal(self._root, process)
                 await self._vm.attach_share(SHARE_TAG, connection.fileno(), process.identity)
                 return process
             except BaseException:

@@ -11,7 +11,8 @@ import asyncio
 import contextlib
 import errno
 import os
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+import stat
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from vmruntime.aio.detached import DetachedProcess
@@ -19,7 +20,7 @@ from vmruntime.aio.pipeline import in_thread
 from vmruntime.aio.userns import user_namespace_fd
 from vmruntime.errors import FailedPrecondition
 from vmruntime.model.sandbox import IdMapping, UserNamespace
-from vmruntime.volumes.mounting import Flag, NotMappable, attach, clone, detach, mount
+from vmruntime.volumes.mounting import Flag, NotMappable, attach, clone, detach, make_readonly, mount
 from vmruntime.volumes.namespace import inside
 from vmruntime.volumes.survey import SharedVolume
 
@@ -50,15 +51,34 @@ async def publish(root: Path, server: DetachedProcess | None, name: str, volumes
         volumes: In the order of their numbers.
 
     Raises:
-        FailedPrecondition: The host refused a mount; the message names its path.
+        FailedPrecondition: The host refused something; the message names its path.
     """
     async with _user_namespaces(volumes) as namespaces:
         await in_thread(lambda: _publish(root, server, name, list(volumes), namespaces))
 
 
-async def withdraw(root: Path, server: DetachedProcess | None, name: str) -> None:
-    """Take away what publish() made; unknown name, or a server that has ended: success."""
-    await in_thread(lambda: _withdraw(root, server, name))
+async def withdraw(root: Path, name: str) -> None:
+    """Take away what publish() made; unknown name: success.
+
+    Raises:
+        FailedPrecondition: The host refused something; the message names its path.
+    """
+    await in_thread(lambda: _withdraw(root, name))
+
+
+async def seal(root: Path, server: DetachedProcess) -> None:
+    """Make the share itself read-only for its virtiofsd; volumes in it stay what they are.
+
+    Comes before the guest sees the share: a guest that could rename what is in it, or make links there, would lead this
+    process, which works on the same directories, to other places of the host.
+
+    Raises:
+        FailedPrecondition: virtiofsd has ended, or does not take the share for its root directory.
+    """
+    try:
+        await in_thread(lambda: inside(server, root, lambda: make_readonly(Path("/"))))
+    except OSError as error:
+        raise FailedPrecondition(f"virtiofsd does not serve {root}: {error.strerror}; see its log") from error
 
 
 @contextlib.asynccontextmanager
@@ -111,19 +131,17 @@ def _publish(
     volumes: list[SharedVolume],
     namespaces: Mapping[UserNamespace, int],
 ) -> None:
-    _make_directory(root, name)
     try:
-        with contextlib.ExitStack() as trees:
+        with _made_directory(root, name) as directory, contextlib.ExitStack() as trees:
             places: list[tuple[int, str]] = []
             for number, volume in enumerate(volumes):
-                target = root / name / str(number)
-                target.mkdir() if volume.directory else target.touch()
+                _make_target(directory, str(number), volume)
                 tree = _clone(volume, namespaces)
                 trees.callback(os.close, tree)
                 places.append((tree, f"{name}/{number}"))
             _where_binds_are(root, server, lambda here: _attach(places, here))
     except NotMappable as error:
-        _withdraw(root, server, name)
+        _withdraw(root, name)
         raise FailedPrecondition(
             f"{volume.field}.uidMappings: the ids of {volume.source!r}, on a file system of type {volume.fs_type}, cannot"
             f" be mapped by this host's kernel: {error.strerror}",
@@ -131,19 +149,40 @@ def _publish(
             " hostUsers: false",
         ) from error
     except OSError as error:
-        _withdraw(root, server, name)
+        _withdraw(root, name)
         remedy = "volumes need a host kernel of 5.12 or later" if error.errno == errno.ENOSYS else ""
         raise FailedPrecondition(
-            f"{volume.field}: {volume.source!r} could not be shared: {error.strerror}", remedy=remedy
+            f"config.mounts: {', '.join(repr(one.source) for one in volumes)} could not be shared: {error.strerror}",
+            remedy=remedy,
         ) from error
 
 
-def _make_directory(root: Path, name: str) -> None:
-    """Make ROOT/NAME; whoever may enter the share may enter what is in it."""
+@contextlib.contextmanager
+def _made_directory(root: Path, name: str) -> Iterator[int]:
+    """Make ROOT/NAME and yield a descriptor of it; whoever may enter the share may enter what is in it."""
     (root / name).mkdir(mode=0o700, exist_ok=True)
-    status = root.stat()
-    os.chown(root / name, -1, status.st_gid)
-    (root / name).chmod(status.st_mode & 0o777)
+    with _directory(root, name) as directory:
+        status = root.stat()
+        os.fchown(directory, -1, status.st_gid)
+        os.fchmod(directory, status.st_mode & 0o777)
+        yield directory
+
+
+@contextlib.contextmanager
+def _directory(root: Path, name: str) -> Iterator[int]:
+    """Yield a descriptor of ROOT/NAME, which is followed nowhere else."""
+    directory = os.open(root / name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        yield directory
+    finally:
+        os.close(directory)
+
+
+def _make_target(directory: int, name: str, volume: SharedVolume) -> None:
+    if volume.directory:
+        os.mkdir(name, dir_fd=directory)
+    else:
+        os.close(os.open(name, os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=directory))
 
 
 def _clone(volume: SharedVolume, namespaces: Mapping[UserNamespace, int]) -> int:
@@ -162,21 +201,28 @@ def _attach(places: list[tuple[int, str]], here: Path) -> None:
         attach(tree, here / place)
 
 
-def _withdraw(root: Path, server: DetachedProcess | None, name: str) -> None:
-    directory = root / name
-    if not directory.is_dir():
+def _withdraw(root: Path, name: str) -> None:
+    try:
+        with _directory(root, name) as directory:
+            for entry in os.listdir(directory):
+                _remove_target(directory, entry)
+        (root / name).rmdir()
+    except FileNotFoundError:
         return
-    numbers = [target.name for target in directory.iterdir()]
+    except OSError as error:
+        raise FailedPrecondition(f"the share {root / name} could not be emptied: {error.strerror}") from error
 
-    def detach_all(here: Path) -> None:
-        for number in numbers:
-            detach(here / name / number)
 
-    with contextlib.suppress(ProcessLookupError):  # then its namespace has gone, too
-        _where_binds_are(root, server, detach_all)
-    for target in directory.iterdir():
-        target.rmdir() if target.is_dir() else target.unlink()
-    directory.rmdir()
+def _remove_target(directory: int, name: str) -> None:
+    """Remove a target; when it is a mount point in virtiofsd's namespace, the kernel takes that mount away with it."""
+    status = os.stat(name, dir_fd=directory, follow_symlinks=False)
+    if status.st_dev != os.fstat(directory).st_dev:  # a mount of this namespace
+        detach(Path(f"/proc/self/fd/{directory}/{name}"))
+        status = os.stat(name, dir_fd=directory, follow_symlinks=False)
+    if stat.S_ISDIR(status.st_mode):
+        os.rmdir(name, dir_fd=directory)
+    else:
+        os.unlink(name, dir_fd=directory)
 
 
 def _where_binds_are(root: Path, server: DetachedProcess | None, function: Callable[[Path], None]) -> None:
