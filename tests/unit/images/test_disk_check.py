@@ -136,15 +136,16 @@ async def test_other_types_of_vmdk(tmp_path: Path, kind: str) -> None:
     await refused(path, f"is a VMDK of type {kind!r}")
 
 
-async def test_encryption(tmp_path: Path) -> None:
-    secret = ["--object", "secret,id=s,data=x"]
-    path = create(
-        tmp_path / "a", "qcow2", "1M", *secret, "-o", "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10"
-    )
-    await refused(path, "is encrypted")
-    await refused(
-        create(tmp_path / "b", "luks", "1M", *secret, "-o", "key-secret=s,iter-time=10"), "is encrypted by LUKS"
-    )
+@pytest.mark.parametrize("method", [1, 2])  # AES, LUKS (docs/interop/qcow2.txt, crypt_method)
+async def test_encryption(tmp_path: Path, method: int) -> None:
+    await refused(patched(create(tmp_path / "a", "qcow2", "1M"), 32, struct.pack(">I", method)), "is encrypted")
+
+
+async def test_luks(tmp_path: Path) -> None:
+    # A header as cryptsetup writes it; qemu-img, which could make one, measures the CPU for it and fails on busy hosts.
+    path = tmp_path / "b"
+    path.write_bytes(b"LUKS\xba\xbe\x00\x01" + b"aes".ljust(32, b"\0") + bytes(2**20))
+    await refused(path, "is encrypted by LUKS")
 
 
 async def test_sizes(tmp_path: Path) -> None:
