@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -83,16 +82,20 @@ class Attachments:
         """Return a sandbox's attachment; None: it has none, or it cannot be read."""
         return await in_thread(lambda: self._read(self._path(sandbox_id)))
 
-    async def all(self) -> list[Attachment]:
-        """Return every attachment that can be read, by sandbox id."""
+    async def all(self) -> tuple[list[Attachment], set[str]]:
+        """Return every attachment that can be read, by sandbox id, and the ids of those that cannot."""
 
-        def read() -> Iterator[Attachment]:
+        def read() -> tuple[list[Attachment], set[str]]:
+            found, unreadable = [], set()
             for path in sorted(self._directory.glob("*.json")):
                 attachment = self._read(path)
                 if attachment is not None:
-                    yield attachment
+                    found.append(attachment)
+                elif path.exists():
+                    unreadable.add(path.stem)
+            return found, unreadable
 
-        return await in_thread(lambda: list(read()))
+        return await in_thread(read)
 
     async def forget(self, sandbox_id: str) -> None:
         """Remove everything of a sandbox; nothing there: success."""

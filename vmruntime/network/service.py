@@ -173,7 +173,7 @@ class NetworkService:
         Raises:
             NetworkError: Something could not be released.
         """
-        attachments = await self._attachments.all()
+        attachments, unreadable = await self._attachments.all()
         failures = []
         for attachment in attachments:
             if attachment.container_id not in keep:
@@ -182,12 +182,22 @@ class NetworkService:
                     await self.teardown(attachment.container_id)
                 except NetworkError as error:
                     failures.append(str(error))
+        if lost := unreadable.intersection(keep):
+            failures.append(
+                f"no garbage collection by CNI plugins: it would take their addresses from {', '.join(sorted(lost))}, whose"
+                f" files in {self._paths.cni_cache} cannot be read"
+            )
+        else:
+            await self._collect_garbage(attachments, keep)
+        if failures:
+            raise NetworkError("; ".join(failures))
+
+    async def _collect_garbage(self, attachments: list[Attachment], keep: Collection[str]) -> None:
+        """Let plugins release what they hold for none of these attachments."""
         conf = await self._usable()
         valid = [one for one in attachments if one.conf.name == conf.name and one.container_id in keep]
         if await self._cni.collect(conf, valid):
             log.info("CNI plugins have collected garbage", network=conf.name, valid=len(valid))
-        if failures:
-            raise NetworkError("; ".join(failures))
 
     async def _join(self, namespace: Path, result: CniResult, taps: list[TapHandle] | None) -> PodNetwork:
         """Return the pod's interfaces; with `taps`, a tap beside each is added to it."""

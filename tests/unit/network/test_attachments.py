@@ -22,12 +22,12 @@ ATTACHMENT = attach(
 async def test_saved_loaded_and_forgotten(tmp_path: Path) -> None:
     attachments = Attachments(tmp_path / "cni")
     assert await attachments.load(SANDBOX_ID) is None
-    assert await attachments.all() == []
+    assert await attachments.all() == ([], set())
     await attachments.save(ATTACHMENT)
     assert await Attachments(tmp_path / "cni").load(SANDBOX_ID) == ATTACHMENT
     other = msgspec.structs.replace(ATTACHMENT, container_id="6" * 64, result=None)
     await attachments.save(other)
-    assert await attachments.all() == [ATTACHMENT, other]
+    assert await attachments.all() == ([ATTACHMENT, other], set())
     attachments.lock(SANDBOX_ID).touch()
     (tmp_path / "cni" / f"{SANDBOX_ID}.new").write_text("half")
     await attachments.forget(SANDBOX_ID)
@@ -40,7 +40,7 @@ async def test_a_damaged_file_is_no_attachment(tmp_path: Path, content: bytes) -
     attachments = Attachments(tmp_path)
     (tmp_path / f"{SANDBOX_ID}.json").write_bytes(content)
     assert await attachments.load(SANDBOX_ID) is None
-    assert await attachments.all() == []
+    assert await attachments.all() == ([], {SANDBOX_ID})
 
 
 async def test_one_written_by_an_earlier_version(tmp_path: Path) -> None:

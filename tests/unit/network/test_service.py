@@ -88,6 +88,19 @@ async def test_collect(rig: Rig) -> None:
     assert {name for name in rig.cached() if name.endswith(".json")} == {"stays.json", "old.json"}
 
 
+async def test_no_garbage_is_collected_while_a_file_cannot_be_read(rig: Rig) -> None:
+    """Plugins would take away the address of the pod that it belongs to; a stranger's file is no reason."""
+    rig.plugins.speaking("ours", *ALL)
+    rig.configure()
+    await rig.attachments.save(attach(network({"type": "ours"}), container_id="goes", result=RESULT))
+    (rig.paths.cni_cache / "damaged.json").write_text("{")
+    with pytest.raises(NetworkError, match="addresses from damaged, whose"):
+        await rig.service.collect({"damaged"})
+    assert [call for call in rig.plugins.calls() if "VERSION" not in call] == ["ours DEL"]
+    await rig.service.collect(set())
+    assert "ours GC" in rig.plugins.calls()
+
+
 async def test_collect_says_what_could_not_be_released(rig: Rig) -> None:
     rig.configure()
     rig.plugins.failing("ours", "DEL", code=11, msg="later")
