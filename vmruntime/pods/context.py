@@ -113,8 +113,18 @@ class Context:
         return Shared(self.scope)
 
     def backend(self, sandbox: Sandbox) -> SandboxBackend:
-        """Return what runs a sandbox's kind."""
-        return self.backends[sandbox.spec.kind]
+        """Return what runs a sandbox's kind.
+
+        Raises:
+            FailedPrecondition: Nothing does any more.
+        """
+        backend = self.backends.get(sandbox.spec.kind)
+        if backend is None:
+            raise FailedPrecondition(
+                f"this daemon runs no pods of the kind {sandbox.spec.kind.value}",
+                remedy="look in its log why it does not, or whether host_pods is never",
+            )
+        return backend
 
     def running(self, sandbox_id: str) -> Live:
         """Return a running sandbox.

@@ -30,6 +30,8 @@ async def collect_networks(context: Context) -> None:
         log.warning("networks nobody owns may be left", error=str(error))
     except TimeoutError:
         log.warning("networks nobody owns may be left", error=f"not done within {COLLECT_SECONDS:g} s")
+    except Exception:  # a defect there must not keep the daemon from starting
+        log.exception("networks nobody owns may be left")
 
 
 async def check_networks(context: Context) -> None:

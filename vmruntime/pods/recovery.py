@@ -16,12 +16,21 @@ from vmruntime.aio.tasks import TaskScope
 from vmruntime.errors import VmruntimeError
 from vmruntime.metrics.instruments import LEAKS, RECOVERED
 from vmruntime.model.container import Container, ContainerState
+from vmruntime.model.image import layer_serial
 from vmruntime.model.sandbox import Sandbox, SandboxState
 from vmruntime.pods.container_remove import delete_in_guest, forget_container
 from vmruntime.pods.context import Context, Live
 from vmruntime.pods.leftovers import release_or_retry
 from vmruntime.pods.log_pump import LogPump
-from vmruntime.pods.monitor import DRAIN_SECONDS, VM_ENDED_EXIT_CODE, mark_gone, record_exit, watch
+from vmruntime.pods.monitor import (
+    CAN_END,
+    DRAIN_SECONDS,
+    VM_ENDED_EXIT_CODE,
+    mark_gone,
+    now_or_later,
+    record_exit,
+    watch,
+)
 from vmruntime.pods.network_care import check_networks, collect_networks
 from vmruntime.sandboxes.interface import RunningSandbox
 
@@ -30,6 +39,10 @@ log = structlog.get_logger(__name__)
 AT_ONCE = 16
 STATES_ATTEMPTS = 5
 STATES_SECONDS = 0.5
+ADOPT_SECONDS = 30.0
+"""What taking over one sandbox may take; kubelet waits for all of them."""
+
+MOST_STRANGERS = 8
 
 
 async def recover(context: Context) -> None:
@@ -41,8 +54,8 @@ async def recover(context: Context) -> None:
         async with turn:
             try:
                 await _recover_sandbox(context, sandbox)
-            except VmruntimeError as error:
-                log.error("sandbox not recovered", sandbox=sandbox.id, error=str(error))
+            except Exception:  # whatever it is, one pod must not keep the daemon from starting
+                log.exception("sandbox not recovered", sandbox=sandbox.id)
 
     async with asyncio.TaskGroup() as group:
         for sandbox in context.registry.sandboxes(hidden=True):
@@ -73,30 +86,47 @@ async def _recover_sandbox(context: Context, sandbox: Sandbox) -> None:
 
 async def _adopt(context: Context, sandbox: Sandbox) -> None:
     try:
-        running = await context.backend(sandbox).adopt(sandbox)
+        async with asyncio.timeout(ADOPT_SECONDS):
+            await _take_over(context, sandbox)
     except VmruntimeError as error:
-        await _give_up(context, sandbox, error)
-        return
-    try:
-        states = await _states(running)
-    except AgentError as error:
-        await running.close()
-        await _give_up(context, sandbox, error)
-        return
+        await _give_up(context, sandbox, error.message)
+    except TimeoutError:
+        await _give_up(context, sandbox, f"it could not be taken over within {ADOPT_SECONDS:g} s")
+    except Exception as error:
+        log.exception("sandbox cannot be taken over", sandbox=sandbox.id)
+        await _give_up(context, sandbox, f"it could not be taken over: {error!r}")
+
+
+async def _take_over(context: Context, sandbox: Sandbox) -> None:
+    running = await context.backend(sandbox).adopt(sandbox)
     live = Live(running, TaskScope(f"sandbox {sandbox.id[:13]}"))
     context.live[sandbox.id] = live
-    await _recover_containers(context, sandbox.id, live, states)
+    try:
+        states = await _states(running)
+        await _recover_containers(context, sandbox.id, live, states)
+    except BaseException:
+        del context.live[sandbox.id]
+        await live.scope.close()
+        await running.close()
+        raise
     watch(context, sandbox.id, live)
+    known = {container.id for container in context.registry.containers_of(sandbox.id, hidden=True)}
+    if strangers := sorted(states.keys() - known):
+        live.scope.start(_delete_strangers(context, sandbox.id, live, strangers), "containers no one knows")
     RECOVERED.labels("adopted").inc()
     log.info("sandbox adopted", sandbox=sandbox.id)
 
 
-async def _give_up(context: Context, sandbox: Sandbox, error: VmruntimeError) -> None:
+async def _give_up(context: Context, sandbox: Sandbox, reason: str) -> None:
     """A sandbox is gone, or there but of no use: one that does not answer is ended, so that kubelet makes the pod anew."""
     RECOVERED.labels("gone").inc()
-    log.warning("sandbox cannot be taken over", sandbox=sandbox.id, reason=error.message)
-    await _drop_unfinished(context, sandbox.id)
-    await mark_gone(context, sandbox.id, error.message)
+    log.warning("sandbox cannot be taken over", sandbox=sandbox.id, reason=reason)
+
+    async def record() -> None:
+        await _drop_unfinished(context, sandbox.id)
+        await mark_gone(context, sandbox.id, reason)
+
+    await now_or_later(context, record, sandbox=sandbox.id)
 
 
 async def _states(running: RunningSandbox) -> dict[str, GuestContainerState]:
@@ -113,16 +143,28 @@ async def _states(running: RunningSandbox) -> dict[str, GuestContainerState]:
 async def _recover_containers(
     context: Context, sandbox_id: str, live: Live, in_guest: dict[str, GuestContainerState]
 ) -> None:
-    known = context.registry.containers_of(sandbox_id, hidden=True)
-    for container in known:
+    """Bring the records of a sandbox's containers up to date; each has its own output to wait for."""
+
+    async def one(container: Container) -> None:
         try:
             await _recover_container(context, live, container, in_guest.get(container.id))
-        except VmruntimeError as error:
-            log.error("container not recovered", container=container.id, error=str(error))
-    for stranger in in_guest.keys() - {container.id for container in known}:
-        log.warning("deleting a container no one knows", sandbox=sandbox_id, container=stranger)
+        except Exception:
+            log.exception("container not recovered", container=container.id)
+
+    async with asyncio.TaskGroup() as group:
+        for container in context.registry.containers_of(sandbox_id, hidden=True):
+            group.create_task(one(container))
+
+
+async def _delete_strangers(context: Context, sandbox_id: str, live: Live, strangers: list[str]) -> None:
+    """Delete containers that only the guest knows; it may have invented them, so neither all nor before the start."""
+    log.warning("deleting containers no one knows", sandbox=sandbox_id, count=len(strangers), most=MOST_STRANGERS)
+    for stranger in strangers[:MOST_STRANGERS]:
         try:
-            await live.running.release_layers(await live.running.agent.delete(stranger))
+            released = await live.running.agent.delete(stranger)
+            known = context.registry.containers_of(sandbox_id, hidden=True)
+            used = {layer_serial(layer) for container in known for layer in container.layers}
+            await live.running.release_layers([serial for serial in released if serial not in used])
         except VmruntimeError as error:
             log.error("clean-up left something behind", container=stranger, error=str(error))
 
@@ -145,7 +187,7 @@ async def _resume(context: Context, live: Live, container: Container, state: Gue
     live.scope.start(pump.run(), f"log of {container.id[:13]}")
     if state.phase is GuestPhase.RUNNING and container.state is ContainerState.CREATED:
         await context.registry.change_container(container.id, state=ContainerState.RUNNING, started_at=state.started_at)
-    elif state.phase is GuestPhase.EXITED:
+    elif state.phase is GuestPhase.EXITED and container.state in CAN_END:
         await pump.wait_drained(DRAIN_SECONDS)
         await record_exit(context, container, state)
 

@@ -19,6 +19,7 @@ from vmruntime.model.ledger import Resource, ResourceKind
 from vmruntime.model.sandbox import Sandbox, SandboxState
 from vmruntime.network.errors import NetworkError
 from vmruntime.pods import recovery
+from vmruntime.pods.recovery import recover
 from vmruntime.store.records import PodRecords
 
 Restart = Callable[..., Awaitable[Daemon]]
@@ -140,7 +141,70 @@ async def test_what_only_the_guest_knows_is_deleted(node: Node) -> None:
     )
     machine.guest.create(stranger)
     daemon = await node.restart()
+    async with asyncio.timeout(PATIENCE):
+        while machine.guest.containers or machine.layers:
+            await asyncio.sleep(0.01)
     daemon.pod_as_new(pod)
+
+
+async def test_containers_that_a_guest_invents_hold_nothing_up(node: Node) -> None:
+    pod = await node.daemon.run_pod()
+    container = await node.daemon.run(pod)
+    state = node.daemon.machine(pod).guest.containers[container].state
+    faults = Faults()
+    faults.lie("agent.containers", [state, *(replace(state, id=f"invented{number}") for number in range(1000))])
+    delete = faults.hold("agent.delete")
+    daemon = await node.restart(faults)
+    assert daemon.pods.sandbox(pod).state is SandboxState.READY
+    assert daemon.pods.container(container).state is ContainerState.RUNNING
+    async with asyncio.timeout(PATIENCE):
+        await delete.reached.wait()
+        delete.release()
+        while faults.steps.count("sandbox.release_layers done") < recovery.MOST_STRANGERS:
+            await asyncio.sleep(0.01)
+    assert faults.steps.count("agent.delete") == recovery.MOST_STRANGERS
+
+
+@pytest.mark.parametrize("step", ["sandbox.adopt", "agent.containers", "agent.delete"])
+async def test_a_guest_that_does_not_answer_is_given_up(node: Node, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
+    pod, other = await node.daemon.run_pod(), await node.daemon.run_pod("other")
+    container = await node.daemon.run(pod)
+    record = replace(node.daemon.pods.container(container), state=ContainerState.REMOVING)
+    await PodRecords(node.daemon.database).put_container(record)
+    monkeypatch.setattr(recovery, "ADOPT_SECONDS", 1.0)
+    monkeypatch.setattr(recovery, "AT_ONCE", 1)  # so that it is known whose step comes first
+    faults = Faults()
+    hold = faults.hold(step)
+    daemon = await node.restart(faults)
+    assert hold.reached.is_set()
+    found = {one.id: one for one in daemon.pods.sandboxes()}
+    assert (found[pod].state, found[pod].reason) == (SandboxState.NOTREADY, "it could not be taken over within 1 s")
+    assert found[other].state is SandboxState.READY
+    assert node.world.backend.running == [other]
+
+
+@pytest.mark.parametrize("step", ["sandbox.adopt", "agent.containers"])
+async def test_a_defect_costs_one_sandbox_and_not_the_start(node: Node, step: str) -> None:
+    pods = {await node.daemon.run_pod(), await node.daemon.run_pod("other")}
+    faults = Faults()
+    faults.fail(step, ValueError("a defect"))
+    daemon = await node.restart(faults)
+    found = {one.id: one for one in daemon.pods.sandboxes()}
+    (given_up,) = [one.id for one in found.values() if one.state is SandboxState.NOTREADY]
+    assert found[given_up].reason == "it could not be taken over: ValueError('a defect')"
+    assert set(node.world.backend.running) == pods - {given_up}
+
+
+async def test_a_pod_of_a_kind_that_is_switched_off_does_not_stop_the_daemon(node: Node) -> None:
+    pod = await node.daemon.run_pod()
+    backends = {**node.daemon.context.backends}
+    node.daemon.context.backends.clear()
+    live = node.daemon.context.live.pop(pod)
+    await live.scope.close()
+    await live.running.close()
+    await recover(node.daemon.context)
+    assert "runs no pods of the kind container" in node.daemon.pods.sandbox(pod).reason
+    node.daemon.context.backends.update(backends)
 
 
 async def test_a_vm_that_ended_meanwhile(node: Node) -> None:
