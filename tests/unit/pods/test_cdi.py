@@ -190,7 +190,12 @@ def test_directories(tmp_path: Path) -> None:
     assert resolve(["vendor.com/gpu=1"], specs).envs == [("ALL", "1"), ("GPU", "1")]
     with pytest.raises(NotFound) as caught:
         resolve(["vendor.com/gpu=2"], specs)
-    for words in ("config.CDI_devices[0].name: 'vendor.com/gpu=2'", str(second), "bad.yaml", "written by everybody"):
+    for words in (
+        "config.CDI_devices[0].name: 'vendor.com/gpu=2'",
+        str(second),
+        "bad.yaml",
+        "written by others than its owner",
+    ):
         assert words in str(caught.value)
     with pytest.raises(NotFound, match="any directory"):
         resolve(["vendor.com/gpu=2"], CdiSpecs())

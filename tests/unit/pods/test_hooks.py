@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,12 @@ def test_every_condition_that_is_given_has_to_match(when: dict[str, Any], expect
     assert matches(hook(when=when), SUBJECT) is expected
 
 
+def test_no_annotation_makes_a_pattern_slow() -> None:
+    """It would take a backtracking matcher longer than anybody lives."""
+    subject = Subject(annotations={"x": "a" * 65536 + "!"}, program="sh", bind_mounts=False)
+    assert not matches(hook(when={"annotations": {"x": "^(a+)+$"}}), subject)
+
+
 def test_a_container_without_bind_mounts() -> None:
     bare = Subject(annotations={}, program="sh", bind_mounts=False)
     assert not matches(hook(when={"hasBindMounts": True}), bare)
@@ -74,6 +81,10 @@ def test_a_container_without_bind_mounts() -> None:
         (document(when={"commands": ["[[:moon:]]"]}), "when.commands[0]: '[[:moon:]]' is not a regular expression"),
         (document(when={"annotations": {"[": "x"}}), "when.annotations: '[' is not a regular expression"),
         (document(when={"annotations": {"x": "("}}), "when.annotations['x']: '(' is not a regular expression"),
+        (
+            document(when={"commands": ["(?=x)"]}),
+            "when.commands[0]: '(?=x)' is not a regular expression of RE2: invalid perl",
+        ),
         (document(stages=[]), "stages: [] names no stage"),
         (document(stages=["prestart", "midnight"]), "stages[1]: invalid enum value 'midnight'"),
     ],
@@ -129,15 +140,52 @@ def test_programs_and_files_have_to_be_trustworthy(tmp_path: Path) -> None:
     program.write_text("#!/bin/sh")
     refused(rf"^{file}: hook\.path: {program} is not an executable file")
     program.chmod(0o777)
-    refused(rf"^{file}: hook\.path: {program} may be written by everybody")
+    refused(rf"^{file}: hook\.path: {program} may be written by others than its owner")
     program.chmod(0o755)
     assert len(load_hooks([str(tmp_path)])) == 1
     file.chmod(0o666)
-    refused(rf"^{file}: it may be written by everybody")
+    refused(rf"^{file}: it may be written by others than its owner")
+    file.chmod(0o664)
+    refused(rf"^{file}: it may be written by others than its owner")
     file.chmod(0o644)
+    tmp_path.chmod(0o777)
+    refused(rf"^{file}: it, reached through {tmp_path}, which may be written by others .*chmod go-w {tmp_path}")
+    tmp_path.chmod(0o1777)  # sticky: what is root's stays
+    assert len(load_hooks([str(tmp_path)])) == 1
+    tmp_path.chmod(0o755)
     # What runs inside the container is the image's: nothing of the host is looked at.
     file.write_text(json.dumps(document(hook={"path": "/opt/of/the/image"}, stages=["startContainer"])))
     assert outside(load_hooks([str(tmp_path)])[0]) == []
     refused_directory = tmp_path / "h.json"
     with pytest.raises(FailedPrecondition, match=rf"^hooks_dirs: {refused_directory} cannot be read"):
         load_hooks([str(refused_directory)])
+
+
+def test_links_are_followed_by_owner_and_mode(tmp_path: Path) -> None:
+    open_to_all, hooks = tmp_path / "open", tmp_path / "hooks"
+    open_to_all.mkdir()
+    hooks.mkdir()
+    (tmp_path / "real.json").write_text(json.dumps(document()))
+    (open_to_all / "link.json").symlink_to("../real.json")
+    (hooks / "h.json").symlink_to(open_to_all / "link.json")
+    assert len(load_hooks([str(hooks)])) == 1
+    open_to_all.chmod(0o777)  # anybody may put another link there
+    with pytest.raises(FailedPrecondition, match=f"reached through {open_to_all}, which may be written by others"):
+        load_hooks([str(hooks)])
+    (hooks / "h.json").unlink()
+    (hooks / "h.json").symlink_to("h.json")
+    with pytest.raises(FailedPrecondition, match="Too many levels of symbolic links"):
+        load_hooks([str(hooks)])
+    (hooks / "h.json").unlink()
+    os.mkfifo(hooks / "h.json", 0o600)
+    with pytest.raises(FailedPrecondition, match="not a file"):
+        load_hooks([str(hooks)])
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+def test_a_file_of_another_user(tmp_path: Path) -> None:
+    file = tmp_path / "h.json"
+    file.write_text(json.dumps(document()))
+    os.chown(file, 4242, -1)
+    with pytest.raises(FailedPrecondition, match="it belongs to the user 4242"):
+        load_hooks([str(tmp_path)])

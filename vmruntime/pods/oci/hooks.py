@@ -5,12 +5,12 @@ No file is read here; vmruntime/daemon/hooks.py does that.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any, Literal
 
 import msgspec
+import re2
 
 from vmruntime.errors import FailedPrecondition
 
@@ -22,17 +22,9 @@ Stage = Literal["prestart", "createRuntime", "createContainer", "startContainer"
 IN_CONTAINER: Stage = "startContainer"
 """The one stage whose program is looked up, and runs, inside the container (OCI runtime specification, config.md)."""
 
-# Bracket expressions of POSIX, which Python's re does not know.
-_POSIX_CLASSES = {
-    "alnum": "a-zA-Z0-9",
-    "alpha": "a-zA-Z",
-    "blank": r" \t",
-    "digit": "0-9",
-    "lower": "a-z",
-    "space": r"\s",
-    "upper": "A-Z",
-    "xdigit": "0-9a-fA-F",
-}
+# Patterns meet what a pod's author wrote: RE2's time is linear in the text, whatever the pattern.
+_OPTIONS = re2.Options()
+_OPTIONS.log_errors = False
 
 
 class Command(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -146,14 +138,13 @@ def _check(hook: Hook) -> None:
         _compile(hook.file, f"when.commands[{number}]", pattern)
 
 
-def _compile(file: str, field: str, pattern: str) -> re.Pattern[str]:
-    known = re.sub(r"\[:(\w+):\]", lambda found: _POSIX_CLASSES.get(found[1], found[0]), pattern)
+def _compile(file: str, field: str, pattern: str) -> Any:
+    """Return a compiled pattern; the library keeps those that were used last."""
     try:
-        if "[:" in known:
-            raise re.error("unknown character class")
-        return re.compile(known, re.ASCII)
-    except re.error as error:
-        raise _bad(file, field, f"{pattern!r} is not a regular expression: {error}") from None
+        return re2.compile(pattern, options=_OPTIONS)
+    except re2.error as error:
+        why = error.args[0].decode(errors="replace")
+        raise _bad(file, field, f"{pattern!r} is not a regular expression of RE2: {why}") from None
 
 
 def _bad(file: str, field: str, why: str) -> FailedPrecondition:
