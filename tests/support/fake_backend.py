@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 from collections.abc import Callable, Sequence
 
 from vmruntime.agent.errors import AgentError
@@ -21,7 +22,7 @@ from vmruntime.model.ledger import Resource, ResourceKind
 from vmruntime.model.resources import LinuxResources, VmSize
 from vmruntime.model.sandbox import NetworkInterface, Sandbox
 from vmruntime.model.stats import HostUsage
-from vmruntime.sandboxes.interface import LayerDisk, Published, VolumeSource
+from vmruntime.sandboxes.interface import LayerDisk, Published, RecordSerials, VolumeSource
 from vmruntime.sandboxes.ledger import OwnedResources
 from vmruntime.sandboxes.size import size_for
 
@@ -137,22 +138,23 @@ class FakeSandbox:
         self.machine.volumes.pop(container_id, None)
         await self._at("withdraw_volumes done")
 
-    async def attach_devices(self, devices: Sequence[Device]) -> list[GuestDevice]:
-        """Plug devices in."""
+    async def attach_devices(self, devices: Sequence[Device], record: RecordSerials) -> list[GuestDevice]:
+        """Plug devices in; a path that ends in /.. and a name is another name of the same device."""
         found = []
+        if devices:
+            await record([os.path.normpath(device.host_path) for device in devices])
         for device in devices:
             await self._at("attach_devices")
-            self.machine.devices.add(device.host_path)
-            found.append(
-                GuestDevice(path=device.container_path, permissions=device.permissions, serial=device.host_path)
-            )
+            serial = os.path.normpath(device.host_path)
+            self.machine.devices.add(serial)
+            found.append(GuestDevice(path=device.container_path, permissions=device.permissions, serial=serial))
         await self._at("attach_devices done")
         return found
 
-    async def release_devices(self, devices: Sequence[Device]) -> None:
+    async def release_devices(self, unused: Callable[[], Sequence[str]]) -> None:
         """Unplug devices."""
         await self._at("release_devices")
-        self.machine.devices -= {device.host_path for device in devices}
+        self.machine.devices -= set(unused())
         await self._at("release_devices done")
 
     async def resize(self, size: VmSize) -> None:

@@ -123,7 +123,7 @@ async def _create_in_guest(
     with tracing.span("container.layers", {"vmruntime.layers": len(disks)}):
         await live.running.attach_layers(disks)
     with tracing.span("container.volumes"):
-        volumes = await attach_volumes(live, container, mounted)
+        volumes = await attach_volumes(context, live, container, mounted)
     request = await guest_container(context, live.running, container, image, volumes)
     pump = LogPump(live.running.agent, container.id, container.spec.log_path, context.log_position(container.id))
     await pump.open()

@@ -48,11 +48,15 @@ def volume_images(context: Context, spec: ContainerSpec) -> list[Image]:
     return images
 
 
-async def attach_volumes(live: Live, container: Container, images: list[Image]) -> ContainerVolumes:
+async def attach_volumes(context: Context, live: Live, container: Container, images: list[Image]) -> ContainerVolumes:
     """Make a container's volumes and devices visible in its sandbox."""
     spec = container.edited
     published = await live.running.publish_volumes(container.id, spec.mounts)
-    devices = await live.running.attach_devices(spec.devices)
+
+    async def record(serials: list[str]) -> None:
+        await context.registry.change_container(container.id, disk_serials=serials)
+
+    devices = await live.running.attach_devices(spec.devices, record)
     return ContainerVolumes(binds=_binds(spec, published), published=published, images=images, devices=devices)
 
 
@@ -68,10 +72,14 @@ async def detach_volumes(context: Context, live: Live, container: Container, *, 
         if not again:
             raise
         log.error("volumes stay until their sandbox ends", container=container.id, error=str(error))
-    others = context.registry.containers_of(container.sandbox_id, hidden=True)
-    used = {device.host_path for other in others if other.id != container.id for device in other.edited.devices}
-    unused = [device for device in container.edited.devices if device.host_path not in used]
-    if unused:
+
+    def unused() -> list[str]:
+        serials: dict[bool, set[str]] = {True: set(), False: set()}
+        for one in context.registry.containers_of(container.sandbox_id, hidden=True):
+            serials[one.id == container.id].update(one.disk_serials)
+        return sorted(serials[True] - serials[False])
+
+    if container.edited.devices:
         await live.running.release_devices(unused)
 
 

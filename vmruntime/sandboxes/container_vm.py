@@ -28,10 +28,10 @@ from vmruntime.model.stats import HostUsage
 from vmruntime.paths import Paths
 from vmruntime.sandboxes import scratch
 from vmruntime.sandboxes.cgroup import cgroup_path
-from vmruntime.sandboxes.interface import LayerDisk, Published, guest_device
+from vmruntime.sandboxes.interface import LayerDisk, Published, RecordSerials, guest_device
 from vmruntime.sandboxes.ledger import OwnedResources, process_identity
 from vmruntime.sandboxes.size import HOST_OVERHEAD_MIB, MIB, size_for
-from vmruntime.sandboxes.vm_devices import block_disk, device_serial
+from vmruntime.sandboxes.vm_devices import as_attached, block_disk
 from vmruntime.sandboxes.vm_volumes import SHARE_ROLE, VmVolumes
 
 log = structlog.get_logger(__name__)
@@ -105,10 +105,13 @@ class ContainerVm:
     async def release_layers(self, serials: Sequence[str]) -> None:
         """Unplug layers."""
         async with self._attaching:
-            for serial in serials:
-                if serial in self._attached:
-                    await self._vm.detach_disk(serial)
-                    self._attached.discard(serial)
+            await self._detach(serials)
+
+    async def _detach(self, serials: Sequence[str]) -> None:
+        for serial in serials:
+            if serial in self._attached:
+                await self._vm.detach_disk(serial)
+                self._attached.discard(serial)
 
     async def publish_volumes(self, container_id: str, mounts: Sequence[Mount]) -> Published:
         """Make a container's mounts visible in the guest."""
@@ -118,24 +121,28 @@ class ContainerVm:
         """Take away a container's mounts."""
         await self._volumes.withdraw(container_id)
 
-    async def attach_devices(self, devices: Sequence[Device]) -> list[GuestDevice]:
+    async def attach_devices(self, devices: Sequence[Device], record: RecordSerials) -> list[GuestDevice]:
         """Hot-plug block devices as disks; other devices are the guest's own of the same path."""
-        found = []
-        for device in devices:
-            disk = await asyncio.to_thread(block_disk, device)
-            serial = ""
-            if disk is not None:
-                serial = disk.serial
-                async with self._attaching:
-                    if serial not in self._attached:
-                        await self._vm.attach_disk(disk)
-                        self._attached.add(serial)
-            found.append(guest_device(device, serial))
+        wanted = [(device, await asyncio.to_thread(block_disk, device)) for device in devices]
+        async with self._attaching:
+            disks: dict[str, Disk] = {}
+            found = []
+            for device, first in wanted:
+                disk = as_attached(device, first, self._attached | disks.keys()) if first else None
+                if disk is not None:
+                    disks[disk.serial] = disk
+                found.append(guest_device(device, disk.serial if disk else ""))
+            if disks:
+                await record(list(disks))
+            for serial in disks.keys() - self._attached:
+                await self._vm.attach_disk(disks[serial])
+                self._attached.add(serial)
         return found
 
-    async def release_devices(self, devices: Sequence[Device]) -> None:
+    async def release_devices(self, unused: Callable[[], Sequence[str]]) -> None:
         """Unplug block devices."""
-        await self.release_layers([device_serial(device.host_path) for device in devices])
+        async with self._attaching:
+            await self._detach(unused())
 
     async def resize(self, size: VmSize) -> None:
         """Plug in processors and memory, and have the guest use them."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
@@ -32,7 +32,7 @@ from vmruntime.model.stats import HostUsage
 from vmruntime.paths import Paths
 from vmruntime.sandboxes.cgroup import UNIFIED, cgroup_path, is_hybrid
 from vmruntime.sandboxes.host_programs import HostPrograms
-from vmruntime.sandboxes.interface import LayerDisk, Published, VolumeSource, guest_device
+from vmruntime.sandboxes.interface import LayerDisk, Published, RecordSerials, VolumeSource, guest_device
 from vmruntime.sandboxes.ledger import OwnedResources, process_identity
 from vmruntime.volumes.mounting import Flag, detach, map_ids, mount
 from vmruntime.volumes.share import open_share, publish, withdraw
@@ -115,11 +115,11 @@ class HostSandbox:
         """Take away binds with other ids; the container's own mounts go with it."""
         await withdraw(self._volumes, container_id)
 
-    async def attach_devices(self, devices: Sequence[Device]) -> list[GuestDevice]:
+    async def attach_devices(self, devices: Sequence[Device], record: RecordSerials) -> list[GuestDevice]:
         """Return the host's devices."""
         return [guest_device(one) for one in devices]
 
-    async def release_devices(self, devices: Sequence[Device]) -> None:
+    async def release_devices(self, unused: Callable[[], Sequence[str]]) -> None:
         """Do nothing: they are the host's."""
 
     async def resize(self, size: VmSize) -> None:

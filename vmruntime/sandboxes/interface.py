@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -36,6 +36,9 @@ class VolumeSource(msgspec.Struct, frozen=True, kw_only=True):
     source: str
     readonly: bool
     propagation: str = "private"
+
+
+RecordSerials = Callable[[list[str]], Awaitable[None]]
 
 
 class Published(msgspec.Struct, frozen=True, kw_only=True):
@@ -105,11 +108,19 @@ class RunningSandbox(Protocol):
     async def withdraw_volumes(self, container_id: str) -> None:
         """Take away what publish_volumes() made, once the container is gone; unknown: success."""
 
-    async def attach_devices(self, devices: Sequence[Device]) -> list[GuestDevice]:
-        """Make host devices usable in the sandbox."""
+    async def attach_devices(self, devices: Sequence[Device], record: RecordSerials) -> list[GuestDevice]:
+        """Make host devices usable in the sandbox.
 
-    async def release_devices(self, devices: Sequence[Device]) -> None:
-        """Take away devices that no container of the sandbox uses any more."""
+        Args:
+            devices: Of one container.
+            record: Is told the serials of its disks before one of them is plugged in.
+
+        Raises:
+            InvalidArgument: A device cannot be used, or not written to while another container has it read-only.
+        """
+
+    async def release_devices(self, unused: Callable[[], Sequence[str]]) -> None:
+        """Take away disks of devices by their serials, which are asked for when no other call can attach them."""
 
     async def resize(self, size: VmSize) -> None:
         """Make the sandbox so large, as far as that means something to it."""

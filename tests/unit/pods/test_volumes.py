@@ -137,7 +137,7 @@ async def test_a_device_goes_with_the_last_container_that_has_it(daemon: Daemon,
 
     shared, own = device("/dev/loop8"), device("/dev/loop9")
     first = await daemon.create(pod, name="first", devices=[shared, own])
-    second = await daemon.create(pod, name="second", devices=[shared])
+    second = await daemon.create(pod, name="second", devices=[device("/dev/disk/../loop8")])  # another name of it
     machine = daemon.machine(pod)
     await daemon.pods.remove_container(first)
     assert machine.devices == {"/dev/loop8"}
