@@ -12,7 +12,7 @@ import grpc
 import pytest
 
 from tests.support.daemon import Daemon, running_daemon, sandbox_config
-from tests.support.pods import create, run_pod, sh, start, status
+from tests.support.pods import create, run_pod, start, status, wait_exit
 from vmruntime.generated import cri_pb2 as cri
 
 pytestmark = pytest.mark.vm
@@ -143,8 +143,9 @@ def test_in_a_vm_only_what_runs_in_the_container(node: Daemon, app: str, hooks: 
     hooks.add("host-only", f"touch {hooks.marks}", ["createRuntime"])
     pod = run_pod(node, "vm")
     try:
-        container = start(node, pod, app, "main", "cat /tmp/mark; sleep 1000")
-        assert sh(node, container, "cat /tmp/mark").stdout == b"inside hello\n"
+        container = start(node, pod, app, "main", "cat /tmp/mark")
+        ended = wait_exit(node, container)
+        assert "stdout F inside hello" in Path(ended.log_path).read_text()
         everywhere = hooks.add("everywhere", f"touch {hooks.marks}", ["prestart"], {"always": True})
         with pytest.raises(grpc.RpcError) as caught:
             create(node, pod, app, "second", "true")
