@@ -6,6 +6,7 @@ import concurrent.futures
 import ctypes
 import errno
 import os
+import select
 import threading
 import time
 from collections.abc import Callable
@@ -54,7 +55,11 @@ def _enter(process: DetachedProcess, root: os.stat_result) -> None:
     deadline = time.monotonic() + PATIENCE
     there = os.pidfd_open(process.identity.pid)
     try:
-        while process.alive:
+        # Asked of the descriptor: in the process's namespace /proc may be another one, or nothing.
+        end = select.poll()
+        end.register(there, select.POLLIN)
+        known = process.alive
+        while known and not end.poll(0):
             _check(_libc.setns(there, CLONE_NEWNS))
             if os.path.samestat(os.stat("/"), root):
                 return
