@@ -20,12 +20,12 @@ Files count in the order of their names, rules in their order; fixed names befor
 from __future__ import annotations
 
 import re
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
+import re2
 from msgspec import Meta
 
 from vmruntime import yamltext
@@ -37,11 +37,15 @@ from vmruntime.images.endpoint import MAX_REDIRECTS, Checksum, Endpoint, Tls, Tr
 PREFIX = "virtlet.cloud/"
 FILE_LIMIT = 1024 * 1024
 SUFFIXES = (".yaml", ".yml", ".json")
-NAME_LIMIT = 255  # as of image references; regular expressions can take long for long texts
+NAME_LIMIT = 255  # as of image references
 KIND = "VirtletImageMapping"
 EMPTY = '""'
 
 T = TypeVar("T")
+
+# Virtlet's patterns are Go's, which are RE2's; names are written by authors of pods, and none makes RE2 slow.
+_OPTIONS = re2.Options()
+_OPTIONS.log_errors = False
 
 _REFERENCE = re.compile(r"\$(?:(\$)|\{(\w+)\}|(\w+))", re.ASCII)  # Go's regexp.Expand
 
@@ -85,13 +89,13 @@ class Translation(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         place: File and key, for messages.
         prefix: Empty, or with a slash at its end.
-        pattern: None: `name` is meant.
+        pattern: Compiled by RE2; None: `name` is meant.
     """
 
     place: str
     prefix: str
     name: str
-    pattern: re.Pattern[str] | None
+    pattern: Any
     endpoint: Endpoint
 
 
@@ -128,7 +132,7 @@ class Translator:
                 continue
             found = rule.pattern.search(name.removeprefix(rule.prefix))
             if found is not None:
-                return _expanded(rule, found)
+                return _expanded(rule, found, name)
         if not self._default_scheme:
             raise NotFound(f"no rule says where the image {name!r} is", remedy="add a translation, or correct the name")
         try:
@@ -259,15 +263,14 @@ def _rule(rule: _Rule, prefix: str, transports: Mapping[str, Transport], place: 
     )
 
 
-def _pattern(rule: _Rule, place: str) -> re.Pattern[str]:
+def _pattern(rule: _Rule, place: str) -> Any:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")  # what Go takes for a class of characters, Python only warns of
-            pattern = re.compile(rule.regexp, re.ASCII)
-    except (re.error, Warning, OverflowError, RecursionError) as error:
+        pattern = re2.compile(rule.regexp, options=_OPTIONS)
+    except re2.error as error:
+        why = error.args[0].decode(errors="replace")
         raise FailedPrecondition(
-            f"{place}.regexp: {rule.regexp[:100]!r} cannot be used: {error}",
-            remedy="see https://docs.python.org/3/library/re.html; \\z, \\Q and [[:alpha:]] of Go are not known",
+            f"{place}.regexp: {rule.regexp[:100]!r} cannot be used: {why}",
+            remedy="see https://github.com/google/re2/wiki/Syntax",
         ) from None
     for name in (found[2] or found[3] for found in _REFERENCE.finditer(rule.url)):
         if name and not _has_group(pattern, name):
@@ -280,22 +283,22 @@ def _pattern(rule: _Rule, place: str) -> re.Pattern[str]:
     return pattern
 
 
-def _has_group(pattern: re.Pattern[str], name: str) -> bool:
+def _has_group(pattern: Any, name: str) -> bool:
     return int(name) <= pattern.groups if name.isdigit() else name in pattern.groupindex
 
 
-def _expanded(rule: Translation, found: re.Match[str]) -> Endpoint:
+def _expanded(rule: Translation, found: Any, image: str) -> Endpoint:
     def value(reference: re.Match[str]) -> str:
         if reference[1]:
             return "$"
         name = reference[2] or reference[3]
-        return found[int(name) if name.isdigit() else name] or ""
+        return found.group(int(name) if name.isdigit() else name) or ""
 
     url = _REFERENCE.sub(value, rule.endpoint.url)
     try:
         return msgspec.structs.replace(rule.endpoint, url=check_url(url))
     except InvalidArgument as error:
-        raise InvalidArgument(f"image {found.string!r}: {rule.place} makes of it what {error.message}") from None
+        raise InvalidArgument(f"image {image!r}: {rule.place} makes of it what {error.message}") from None
 
 
 def _checked(url: str, place: str) -> None:

@@ -1,0 +1,183 @@
+"""What a guest can be asked through its QEMU guest agent."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from vmruntime.errors import DeadlineExceeded, InvalidArgument
+from vmruntime.qga import answers
+from vmruntime.qga.answers import OUTPUT_LIMIT, ExecResult, GuestFilesystem, GuestInfo, GuestInterface
+from vmruntime.qga.channel import Channel
+from vmruntime.qga.errors import QgaError, QgaSilent, QgaUnsupported
+
+TIMEOUT = 10.0
+"""Seconds for a command that is answered at once, in a guest that has much to do."""
+
+INPUT_LIMIT = 4 * 1024 * 1024
+"""Bytes of stdin. They go through the channel as one document, which qemu-ga holds several times over."""
+
+ARGUMENTS_LIMIT = 2 * 1024 * 1024  # of execve(2), usually
+
+SHUTDOWN_GRACE = 1.0
+KILL_TIMEOUT = 5.0
+
+# Seconds between questions whether a process has ended: quick ones are seen at once, slow ones do not keep the agent busy.
+_FIRST_POLL, _LONGEST_POLL, _GROWTH = 0.01, 0.5, 1.5
+
+_STATUS_SLACK = 64 * 1024
+
+
+class GuestAgent:
+    """A guest agent on a channel."""
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+        self._info: GuestInfo | None = None
+
+    async def close(self) -> None:
+        """Let go of the channel."""
+        await self._channel.close()
+
+    async def ping(self, timeout: float = TIMEOUT) -> None:
+        """Return when the agent answers.
+
+        Raises:
+            QgaSilent: It does not in time.
+            QgaGone, QgaLied: See Channel.call().
+        """
+        await self._channel.call("guest-ping", timeout=timeout)
+
+    async def wait(self, timeout: float) -> None:
+        """Wait for an agent to come up, asking now and then: what a guest without one is asked gets lost.
+
+        Raises:
+            QgaSilent: None came in time.
+            QgaGone, QgaLied: See Channel.call().
+        """
+        loop = asyncio.get_running_loop()
+        end, attempt = loop.time() + timeout, 0.25
+        while True:
+            left = end - loop.time()
+            try:
+                return await self.ping(max(0.01, min(attempt, left)))
+            except QgaSilent:
+                if left <= attempt:
+                    raise QgaSilent("guest-ping", timeout) from None
+            attempt = min(2 * attempt, 5.0)
+
+    async def info(self) -> GuestInfo:
+        """Return the agent's version and commands, asked once."""
+        if self._info is None:
+            self._info = answers.info(await self._channel.call("guest-info", timeout=TIMEOUT))
+        return self._info
+
+    async def interfaces(self) -> list[GuestInterface]:
+        """Return the guest's network interfaces.
+
+        Raises:
+            QgaError: The agent cannot tell them, does not answer, or lies.
+        """
+        return answers.interfaces(await self._channel.call("guest-network-get-interfaces", timeout=TIMEOUT))
+
+    async def filesystems(self) -> list[GuestFilesystem]:
+        """Return the guest's mounted file systems.
+
+        Raises:
+            QgaError: The agent cannot tell them, does not answer, or lies.
+        """
+        return answers.filesystems(await self._channel.call("guest-get-fsinfo", timeout=TIMEOUT))
+
+    async def shutdown(self, mode: Literal["powerdown", "halt", "reboot"] = "powerdown") -> None:
+        """Ask the guest to shut down; that it does is seen at the VM.
+
+        Raises:
+            QgaError: The agent refuses, or cannot be asked.
+        """
+        await self._channel.tell("guest-shutdown", {"mode": mode}, timeout=TIMEOUT, grace=SHUTDOWN_GRACE)
+
+    async def run(
+        self,
+        argv: Sequence[str],
+        *,
+        timeout: float,
+        env: Mapping[str, str] | None = None,
+        stdin: bytes = b"",
+        output_limit: int = OUTPUT_LIMIT,
+    ) -> ExecResult:
+        """Run a program in the guest to its end and return its output.
+
+        It runs as the agent does, as root. When the time is up, or the caller is cancelled, it is killed; its children
+        are not.
+
+        Args:
+            argv: Program, looked for in the agent's PATH, and arguments.
+            timeout: Seconds.
+            env: The whole environment; None: the agent's.
+            stdin: Its input.
+            output_limit: Bytes of stdout and of stderr that are kept.
+
+        Raises:
+            DeadlineExceeded: It ran longer than `timeout`.
+            QgaUnsupported: The agent is not to run programs.
+            QgaError: It cannot start the program, does not answer, or lies.
+            InvalidArgument: Input or arguments are larger than can be passed.
+        """
+        request = _exec_request(argv, env, stdin)
+        for command in ("guest-exec", "guest-exec-status"):
+            if command not in (await self.info()).commands:
+                raise QgaUnsupported(command)
+        pid = answers.pid(await self._channel.call("guest-exec", request, timeout=TIMEOUT))
+        try:
+            async with asyncio.timeout(timeout):
+                return await self._ended(pid, output_limit)
+        except TimeoutError:
+            await self._kill(pid)
+            raise DeadlineExceeded(f"{argv[0]} did not finish within {timeout:g} s in the guest") from None
+        except asyncio.CancelledError:
+            await self._kill(pid)
+            raise
+
+    async def _ended(self, pid: int, output_limit: int) -> ExecResult:
+        pause = _FIRST_POLL
+        # Both outputs in base64, which makes four bytes of three.
+        limit = 2 * (4 * OUTPUT_LIMIT // 3) + _STATUS_SLACK
+        while True:
+            status = await self._channel.call("guest-exec-status", {"pid": pid}, timeout=TIMEOUT, limit=limit)
+            found = answers.exec_status(status, output_limit)
+            if found is not None:
+                return found
+            await asyncio.sleep(pause)
+            pause = min(pause * _GROWTH, _LONGEST_POLL)
+
+    async def _kill(self, pid: int) -> None:
+        """End a process, as well as it can be done, and collect its status: the agent keeps it until it is asked for."""
+        with contextlib.suppress(QgaError, TimeoutError):
+            async with asyncio.timeout(KILL_TIMEOUT):
+                kill: dict[str, Any] = {"path": "kill", "arg": ["-KILL", str(pid)]}
+                killer = answers.pid(await self._channel.call("guest-exec", kill, timeout=KILL_TIMEOUT))
+                for one in (killer, pid):
+                    await self._ended(one, 0)
+
+
+def _exec_request(argv: Sequence[str], env: Mapping[str, str] | None, stdin: bytes) -> dict[str, Any]:
+    if not argv or not argv[0]:
+        raise InvalidArgument("there is no program to run in the guest", remedy="name one")
+    if len(stdin) > INPUT_LIMIT:
+        raise InvalidArgument(
+            f"the input has {len(stdin)} bytes; {INPUT_LIMIT} can be passed through the QEMU guest agent",
+            remedy="use ssh, or a volume",
+        )
+    variables = [f"{name}={value}" for name, value in (env or {}).items()]
+    size = sum(len(word.encode()) + 1 for word in (*argv, *variables))
+    if size > ARGUMENTS_LIMIT or any("\0" in word for word in (*argv, *variables)):
+        raise InvalidArgument(f"the arguments have a NUL character, or more than {ARGUMENTS_LIMIT} bytes")
+    request: dict[str, Any] = {"path": argv[0], "arg": list(argv[1:]), "capture-output": True}
+    if env is not None:
+        request["env"] = variables
+    if stdin:
+        request["input-data"] = base64.b64encode(stdin).decode()
+    return request
