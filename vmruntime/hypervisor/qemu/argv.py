@@ -75,9 +75,12 @@ def qemu_argv(
 def kernel_command_line(architecture: Architecture, extra: str) -> str:
     """Return the guest kernel's arguments.
 
-    panic=-1 with -no-reboot turns a kernel panic into an exit of QEMU instead of a VM that hangs.
+    panic=-1 with -no-reboot turns a kernel panic into an exit of QEMU instead of a VM that hangs. no_timer_check: an
+    emulated guest on a busy host can miss the ticks with which the kernel tries its timer, and panics for it ("IO-APIC +
+    timer doesn't work"); under KVM the kernel leaves that out by itself.
     """
     base = f"console={architecture.serial} quiet loglevel=4 panic=-1 reboot=t i8042.noaux i8042.nokbd tsc=reliable"
+    base += " no_timer_check"
     # Memory that is plugged in is used at once, and kept free of what cannot be moved away again.
     return f"{base} memhp_default_state=online_movable {extra}".strip()
 
