@@ -22,13 +22,19 @@ def main() -> None:
     records: list[Record] = []
     with bed() as one:
         about = host(one.accelerator)
-        for name in names:
+        for measure in dict.fromkeys(MEASURES[name] for name in names):
             began = time.monotonic()
-            records += MEASURES[name](one)
-            print(f"{name}: measured in {time.monotonic() - began:.0f} s", file=sys.stderr)
+            made = measure(one)
+            records += made
+            print(f"{named(made)}: measured in {time.monotonic() - began:.0f} s", file=sys.stderr)
     write(RESULTS, about, records)
     show(records)
     print(f"written to {RESULTS}", file=sys.stderr)
+
+
+def named(records: list[Record]) -> str:
+    """Return the names of records."""
+    return ", ".join(one.measure for one in records)
 
 
 if __name__ == "__main__":

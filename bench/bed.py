@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import shutil
@@ -13,23 +14,31 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tests.support.daemon import GUEST, Daemon, container_config, running_daemon, sandbox_config
+from tests.support.daemon import GUEST, Daemon, container_config, sandbox_config
+from tests.support.load import MeasuredDaemon, measured_daemon
 from vmruntime.generated import cri_pb2 as cri
 from vmruntime.model.resources import VmSize
 
 ROOT = Path(__file__).resolve().parent.parent
-APPLETS = ("sh", "true", "cat", "sleep", "seq", "mkdir", "cp", "ln", "echo")
-QUIET = '[log]\nlevel = "info"\n'
+APPLETS = ("sh", "true", "cat", "sleep", "seq", "mkdir", "cp", "ln", "echo", "dd", "httpd")
 
 
 class Bed:
-    """A daemon and an image with BusyBox and a static crun."""
+    """A daemon and an image with BusyBox and a static crun. Its methods may be called from several threads.
 
-    def __init__(self, daemon: Daemon, base: Path) -> None:
-        self.daemon = daemon
+    Attributes:
+        measured: The daemon with its metrics.
+        guest: Directory of kernel and initramfs.
+        image: Reference of the image.
+    """
+
+    def __init__(self, measured: MeasuredDaemon, base: Path) -> None:
+        self.measured = measured
+        self.daemon: Daemon = measured.daemon
         self.base = base
         self.guest = Path(GUEST)
-        self._next = 0
+        self._numbers = itertools.count(1)
+        self._configs: dict[str, Any] = {}
         layout = base / "image"
         _build_image(layout)
         self.image = str(self.pull(f"oci:{layout}:1"))
@@ -45,11 +54,13 @@ class Bed:
         request = cri.PullImageRequest(image=cri.ImageSpec(image=reference))
         return str(self.daemon.images.PullImage(request, timeout=600).image_ref)
 
-    def run_pod(self) -> str:
-        """Start a sandbox and return its id."""
-        self._next += 1
-        self._config = sandbox_config(f"bench-{self._next}", self.base)
-        return str(self.daemon.runtime.RunPodSandbox(cri.RunPodSandboxRequest(config=self._config)).pod_sandbox_id)
+    def run_pod(self, *, privileged: bool = False) -> str:
+        """Start a sandbox and return its id; a privileged one may have privileged containers."""
+        config = sandbox_config(f"bench-{next(self._numbers)}", self.base)
+        config.linux.security_context.privileged = privileged
+        pod = str(self.daemon.runtime.RunPodSandbox(cri.RunPodSandboxRequest(config=config)).pod_sandbox_id)
+        self._configs[pod] = config
+        return pod
 
     def info(self, pod: str) -> dict[str, Any]:
         """Return a sandbox's verbose information."""
@@ -60,12 +71,13 @@ class Bed:
     def remove_pod(self, pod: str) -> None:
         """Remove a sandbox."""
         self.daemon.runtime.RemovePodSandbox(cri.RemovePodSandboxRequest(pod_sandbox_id=pod))
+        del self._configs[pod]
 
     def create(self, pod: str, name: str, command: list[str], *, privileged: bool = False) -> str:
-        """Create a container in the sandbox that was started last."""
+        """Create a container."""
         config = container_config(name, self.image, command)
         config.linux.security_context.privileged = privileged
-        request = cri.CreateContainerRequest(pod_sandbox_id=pod, config=config, sandbox_config=self._config)
+        request = cri.CreateContainerRequest(pod_sandbox_id=pod, config=config, sandbox_config=self._configs[pod])
         return str(self.daemon.runtime.CreateContainer(request).container_id)
 
     def start(self, container: str) -> None:
@@ -84,12 +96,9 @@ class Bed:
             raise RuntimeError(f"{script}: {answer.stderr.decode()}")
         return str(answer.stdout.decode())
 
-    def privileged_pod(self) -> str:
-        """Start a sandbox that may have privileged containers."""
-        self._next += 1
-        self._config = sandbox_config(f"bench-{self._next}", self.base)
-        self._config.linux.security_context.privileged = True
-        return str(self.daemon.runtime.RunPodSandbox(cri.RunPodSandboxRequest(config=self._config)).pod_sandbox_id)
+    def log(self, pod: str, name: str) -> Path:
+        """Return where a container's log is."""
+        return Path(self._configs[pod].log_directory) / f"{name}.log"
 
     def size(self) -> VmSize:
         """Return the size of a VM of a pod without limits, as the settings have it."""
@@ -102,8 +111,8 @@ def bed() -> Iterator[Bed]:
     with tempfile.TemporaryDirectory(prefix="vmr-", dir="/tmp") as name:
         base = Path(name)
         base.chmod(0o755)  # VMs run unprivileged and pass through
-        with running_daemon(base / "d", QUIET) as daemon:
-            yield Bed(daemon, base)
+        with measured_daemon(base / "d") as measured:
+            yield Bed(measured, base)
 
 
 def timed(work: Any, *arguments: Any) -> tuple[float, Any]:

@@ -6,13 +6,16 @@ import contextlib
 import os
 import subprocess
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 from bench.bed import Bed, timed
+from bench.load import event_loop_stall, ten_pods_at_once
 from bench.raw_boot import boot_once
 from bench.records import Record, percentile, record
 from bench.seeded import listing_with_200_pods
+from bench.throughput import exec_throughput, port_forward_throughput
 from tests.support.daemon import running_daemon
 from tests.support.registry import registries_conf, registry
 from vmruntime.generated import cri_pb2 as cri
@@ -22,6 +25,7 @@ BOOT_ROUNDS = 10
 CONTAINER_ROUNDS = 15
 PULL_ROUNDS = 7
 EXEC_ROUNDS = 50
+OUTPUT_ROUNDS = 7
 IDLE_PODS = 20
 
 
@@ -42,7 +46,7 @@ def sandbox_start_cold(bed: Bed) -> list[Record]:
 
 def container_start(bed: Bed) -> list[Record]:
     """CreateContainer and StartContainer, beside `crun run true` in the same guest."""
-    pod = bed.privileged_pod()
+    pod = bed.run_pod(privileged=True)
     tool = bed.create(pod, "tool", ["sleep", "3600"], privileged=True)
     bed.start(tool)
     values, bare, creates = [], [], []
@@ -69,6 +73,24 @@ def _bare_crun(bed: Bed, tool: str, number: int) -> float:
     script = f"mkdir -p /tmp/crun; cat /proc/uptime; for i in 1 2 3 4 5; do {run}; done; cat /proc/uptime"
     before, after = (float(line.split()[0]) for line in bed.exec(tool, script).splitlines())
     return (after - before) * 1000 / 5
+
+
+def first_output(bed: Bed) -> list[Record]:
+    """RunPodSandbox, CreateContainer and StartContainer until the container's first line is in its log."""
+    accelerator = Accelerator(bed.accelerator)
+    values, raw = [], []
+    for _ in range(OUTPUT_ROUNDS):
+        raw.append(boot_once(bed.guest, bed.size(), accelerator) * 1000)
+        began = time.monotonic()
+        pod = bed.run_pod()
+        bed.start(bed.create(pod, "hello", ["/bin/sh", "-c", "echo hello; sleep 3600"]))
+        log = bed.log(pod, "hello")
+        while b"hello" not in log.read_bytes():
+            time.sleep(0.001)
+        values.append((time.monotonic() - began) * 1000)
+        bed.remove_pod(pod)
+    peer = "QEMU alone, to the agent's line: no container, no output"
+    return [record("first_output", "ms", values, peer=peer, peer_values=raw)]
 
 
 def image_pull(bed: Bed) -> list[Record]:
@@ -155,11 +177,21 @@ def listing(bed: Bed) -> list[Record]:
     return listing_with_200_pods(bed.base / "seeded")
 
 
-MEASURES: dict[str, Callable[[Bed], list[Record]]] = {
+Measure = Callable[[Bed], list[Record]]
+
+MEASURES: dict[str, Measure] = {
     "sandbox_start_cold": sandbox_start_cold,
     "container_start": container_start,
+    "first_output": first_output,
+    "ten_pods_at_once": ten_pods_at_once,
+    "event_loop_stall": event_loop_stall,
     "image_pull": image_pull,
     "pss_idle_pod": memory,
+    "daemon_rss_20_pods": memory,
     "exec_sync": exec_sync,
+    "exec_throughput": exec_throughput,
+    "port_forward_throughput": port_forward_throughput,
     "list_200_pods": listing,
+    "status_200_pods": listing,
 }
+"""What makes each record, by the record's name; some make two in one go."""

@@ -71,6 +71,23 @@ def percentile(values: Sequence[float], which: float) -> float:
     return ordered[max(0, math.ceil(which / 100 * len(ordered)) - 1)]
 
 
+def histogram_quantile(buckets: Sequence[tuple[float, float]], which: float) -> float:
+    """Return a quantile of a cumulative histogram, interpolated within a bucket as Prometheus does.
+
+    Args:
+        buckets: Upper bound and number of samples up to it, in order; the last bound is infinite.
+        which: Between 0 and 1.
+    """
+    if not buckets[-1][1]:
+        return 0.0
+    wanted, lower, below = which * buckets[-1][1], 0.0, 0.0
+    for bound, count in buckets:
+        if count >= wanted and count > below:
+            return lower if math.isinf(bound) else lower + (bound - lower) * (wanted - below) / (count - below)
+        lower, below = bound, count
+    return lower
+
+
 def host(accelerator: str) -> dict[str, Any]:
     """Return what the figures depend on."""
     cpu = next(

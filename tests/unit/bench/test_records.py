@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
 
-from bench.records import percentile, record, write
+from bench.measures import MEASURES
+from bench.records import histogram_quantile, percentile, record, write
 
 
 def test_percentiles_are_values_that_occurred() -> None:
@@ -15,6 +17,18 @@ def test_percentiles_are_values_that_occurred() -> None:
     assert (percentile(values, 50), percentile(values, 99), percentile([7.0], 99)) == (50.0, 99.0, 7.0)
     with pytest.raises(ValueError, match="no values"):
         percentile([], 50)
+
+
+def test_quantiles_of_a_histogram() -> None:
+    buckets = [(1.0, 50.0), (2.0, 90.0), (4.0, 100.0), (math.inf, 100.0)]
+    assert [histogram_quantile(buckets, which) for which in (0.25, 0.5, 0.7, 0.95, 1.0)] == [0.5, 1.0, 1.5, 3.0, 4.0]
+    assert histogram_quantile([(1.0, 0.0), (math.inf, 10.0)], 0.99) == 1.0  # beyond the last bound
+    assert histogram_quantile([(1.0, 0.0), (math.inf, 0.0)], 0.5) == 0.0  # of nothing
+
+
+def test_every_measure_is_promised() -> None:
+    promised = (Path(__file__).parents[3] / "SPECIFICATION.md").read_text()
+    assert [name for name in MEASURES if f"| `{name}` |" not in promised] == []
 
 
 def test_a_ratio_needs_a_peer() -> None:
