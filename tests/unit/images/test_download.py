@@ -385,9 +385,9 @@ async def test_the_time_is_up(bed: Bed) -> None:
             await send(bytes([byte]))
             await asyncio.sleep(0.05)
 
-    transport = Transport(timeout=1.0)
+    transport = Transport(timeout=3.0)
     async with web(in_turn(drip, honest())) as server:
-        words = "was not fetched within 1 s (raise timeout of the rule's transport; what has arrived is kept)"
+        words = "was not fetched within 3 s (raise timeout of the rule's transport; what has arrived is kept)"
         await bed.refused(DeadlineExceeded, words, bed.fetch(server.url(), transport=transport), [".head", ".part"])
         bed.whole(CONTENT, await bed.fetch(server.url()))
         assert server.requests[1].start > 0

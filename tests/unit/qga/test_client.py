@@ -276,6 +276,7 @@ async def test_shutdown(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     await agent.shutdown()  # which is not answered
     await agent.shutdown("reboot")
     assert fake.calls == [("guest-shutdown", {"mode": "powerdown"}), ("guest-shutdown", {"mode": "reboot"})]
+    monkeypatch.setattr(client, "SHUTDOWN_GRACE", 10)
     fake.answers["guest-shutdown"] = RuntimeError("not now")
     with pytest.raises(QgaError, match="refuses guest-shutdown: not now"):
         await agent.shutdown()
