@@ -126,6 +126,10 @@ class Context:
             )
         return backend
 
+    def releaser(self, sandbox: Sandbox) -> SandboxBackend:
+        """Return what releases a sandbox: any backend can, when its own is switched off, since the ledger has it all."""
+        return self.backends.get(sandbox.spec.kind) or next(iter(self.backends.values()))
+
     def running(self, sandbox_id: str) -> Live:
         """Return a running sandbox.
 

@@ -149,7 +149,7 @@ async def mark_gone(context: Context, sandbox_id: str, reason: str) -> None:
     if sandbox.state is SandboxState.READY:
         await context.registry.change_sandbox(sandbox_id, state=SandboxState.NOTREADY, reason=reason)
     try:
-        await context.backend(sandbox).release(sandbox_id, final=False)
+        await context.releaser(sandbox).release(sandbox_id, final=False)
     except VmruntimeError as error:
         log.error("clean-up left something behind", sandbox=sandbox_id, error=str(error))
 

@@ -90,7 +90,7 @@ async def _stop_locked(context: Context, sandbox_id: str) -> None:
                 await live.running.close()
         await end_containers(context, sandbox_id, "the sandbox was stopped")
         with tracing.span("sandbox.release"):
-            await context.backend(sandbox).release(sandbox_id, final=False)
+            await context.releaser(sandbox).release(sandbox_id, final=False)
     log.info("sandbox stopped", sandbox=sandbox_id)
 
 

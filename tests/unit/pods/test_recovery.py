@@ -16,7 +16,7 @@ from vmruntime.aio.faults import Faults
 from vmruntime.errors import Code, FailedPrecondition, Internal
 from vmruntime.model.container import Container, ContainerState
 from vmruntime.model.ledger import Resource, ResourceKind
-from vmruntime.model.sandbox import Sandbox, SandboxState
+from vmruntime.model.sandbox import Sandbox, SandboxKind, SandboxState
 from vmruntime.network.errors import NetworkError
 from vmruntime.pods import recovery
 from vmruntime.pods.recovery import recover
@@ -197,14 +197,17 @@ async def test_a_defect_costs_one_sandbox_and_not_the_start(node: Node, step: st
 
 async def test_a_pod_of_a_kind_that_is_switched_off_does_not_stop_the_daemon(node: Node) -> None:
     pod = await node.daemon.run_pod()
-    backends = {**node.daemon.context.backends}
-    node.daemon.context.backends.clear()
+    backends = node.daemon.context.backends
+    backends[SandboxKind.HOST] = backends.pop(SandboxKind.CONTAINER)
     live = node.daemon.context.live.pop(pod)
     await live.scope.close()
     await live.running.close()
     await recover(node.daemon.context)
     assert "runs no pods of the kind container" in node.daemon.pods.sandbox(pod).reason
-    node.daemon.context.backends.update(backends)
+    with pytest.raises(FailedPrecondition, match="runs no pods of the kind"):
+        await node.daemon.run_pod("another")
+    await node.daemon.pods.remove_sandbox(pod)
+    assert not node.daemon.pods.sandboxes()
 
 
 async def test_a_vm_that_ended_meanwhile(node: Node) -> None:
