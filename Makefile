@@ -58,7 +58,7 @@ test: setup ## every test: unit, contract, vm, e2e
 	$(VENV)/bin/python -m pytest $(PYTEST_ARGS)
 
 test-unit: .make/venv ## the tests that need neither root nor a VM
-	$(VENV)/bin/python -m pytest tests/unit -n auto $(PYTEST_ARGS)
+	$(VENV)/bin/python -m pytest tests/unit $(PYTEST_ARGS)
 
 conformance: setup ## cri-tools' conformance suite against the daemon (CRITEST_FOCUS=regexp for some specs)
 	$(VENV)/bin/python -m pytest tests/conformance $(PYTEST_ARGS)
