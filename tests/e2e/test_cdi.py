@@ -12,7 +12,7 @@ import grpc
 import pytest
 
 from tests.support.daemon import Daemon, container_config, running_daemon, sandbox_config
-from tests.support.pods import sh
+from tests.support.pods import out, sh
 from tests.support.refusal import refused
 from vmruntime.generated import cri_pb2 as cri
 
@@ -113,12 +113,6 @@ def create(node: Daemon, pod: tuple[str, str], app: str, name: str, *devices: st
         pod_sandbox_id=pod[1], config=config, sandbox_config=sandbox_config(pod[0], node.base)
     )
     return str(node.runtime.CreateContainer(request).container_id)
-
-
-def out(node: Daemon, container: str, script: str) -> str:
-    answer = sh(node, container, script)
-    assert answer.exit_code == 0, answer
-    return str(answer.stdout.decode().strip())
 
 
 def start(node: Daemon, pod: tuple[str, str], app: str, name: str, *devices: str, **security: Any) -> str:

@@ -119,6 +119,13 @@ def test_a_hundred_callers_while_pods_come_and_go(fake: MeasuredDaemon, busybox:
     no_more_than(fake, before, record_property)
 
 
+async def lives(node: MeasuredDaemon, image: str, name: str, count: int) -> None:
+    """Make so many pods, one after the other."""
+    async with runtime_of(node.daemon) as runtime, asyncio.timeout(PATIENCE):
+        for number in range(count):
+            await life(runtime, node, image, f"{name}{number}")
+
+
 async def call_on(runtime: Any, done: asyncio.Event, number: int) -> int:
     """List and ask until it is over; return how many calls were answered."""
     answered = 0
@@ -160,27 +167,16 @@ def test_twenty_pods_at_once(fake: MeasuredDaemon, busybox: str, record_property
 def test_two_hundred_pods_one_after_the_other(fake: MeasuredDaemon, busybox: str, record_property: Record) -> None:
     image = pull(fake, busybox)
 
-    async def run(count: int) -> None:
-        async with runtime_of(fake.daemon) as runtime, asyncio.timeout(PATIENCE):
-            for number in range(count):
-                await life(runtime, fake, image, f"one{number}")
-
-    asyncio.run(run(WARM_UP))
+    asyncio.run(lives(fake, image, "one", WARM_UP))
     before = fake.figures()
-    asyncio.run(run(LIVES - WARM_UP))
+    asyncio.run(lives(fake, image, "one", LIVES - WARM_UP))
     no_more_than(fake, before, record_property)
 
 
 def test_ten_vms_one_after_the_other(base: Path, busybox: str, record_property: Record) -> None:
     with measured_daemon(base / "r") as node:
         image = pull(node, busybox)
-
-        async def run(count: int) -> None:
-            async with runtime_of(node.daemon) as runtime, asyncio.timeout(PATIENCE):
-                for number in range(count):
-                    await life(runtime, node, image, f"vm{number}")
-
-        asyncio.run(run(WARM_UP_OF_VMS))
+        asyncio.run(lives(node, image, "vm", WARM_UP_OF_VMS))
         before = node.figures()
-        asyncio.run(run(LIVES_OF_VMS - WARM_UP_OF_VMS))
+        asyncio.run(lives(node, image, "vm", LIVES_OF_VMS - WARM_UP_OF_VMS))
         no_more_than(node, before, record_property)

@@ -22,7 +22,7 @@ import pytest
 
 from tests.support import leaks
 from tests.support.daemon import Daemon, container_config, running_daemon, sandbox_config
-from tests.support.pods import run_pod, sh, start
+from tests.support.pods import out, run_pod, sh, start
 from tests.support.refusal import refused
 from vmruntime.generated import cri_pb2 as cri
 
@@ -193,12 +193,6 @@ def container(daemon: Daemon, pod: str, busybox: str, echo: Path) -> str:
 @pytest.fixture(autouse=True)
 def no_leaks(no_leaks: None, daemon: Daemon, container: str) -> None:
     """The check of every test begins when what they share is there."""
-
-
-def out(daemon: Daemon, container: str, script: str) -> str:
-    answer = sh(daemon, container, script)
-    assert answer.exit_code == 0, answer
-    return str(answer.stdout.decode().strip())
 
 
 def addresses(daemon: Daemon, pod: str) -> list[str]:

@@ -13,7 +13,7 @@ import grpc
 import pytest
 
 from tests.support.daemon import Daemon, sandbox_config
-from tests.support.pods import create, sh, start, status
+from tests.support.pods import create, out, start, status
 from vmruntime.generated import cri_pb2 as cri
 
 pytestmark = pytest.mark.vm
@@ -36,12 +36,6 @@ def pod(daemon: Daemon) -> Iterator[str]:
 
 def linux(**resources: Any) -> cri.LinuxContainerConfig:
     return cri.LinuxContainerConfig(resources=cri.LinuxContainerResources(**resources), security_context=NAMESPACES)
-
-
-def out(daemon: Daemon, container: str, script: str) -> str:
-    answer = sh(daemon, container, script)
-    assert answer.exit_code == 0, answer
-    return str(answer.stdout.decode().strip())
 
 
 def memory_mib(daemon: Daemon, container: str) -> int:

@@ -13,7 +13,7 @@ import grpc
 import pytest
 
 from tests.support.daemon import Daemon, container_config, sandbox_config
-from tests.support.pods import sh
+from tests.support.pods import out, sh
 from tests.support.refusal import refused
 from tests.support.registry import build_image, layer, member
 from vmruntime.generated import cri_pb2 as cri
@@ -94,12 +94,6 @@ def start(daemon: Daemon, pod: str, image: str, name: str, **security: Any) -> s
     container = create(daemon, pod, image, name, **security)
     daemon.runtime.StartContainer(cri.StartContainerRequest(container_id=container))
     return container
-
-
-def out(daemon: Daemon, container: str, script: str) -> str:
-    answer = sh(daemon, container, script)
-    assert answer.exit_code == 0, answer
-    return str(answer.stdout.decode().strip())
 
 
 def denied(daemon: Daemon, container: str, script: str) -> str:

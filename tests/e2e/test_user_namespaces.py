@@ -16,7 +16,7 @@ import grpc
 import pytest
 
 from tests.support.daemon import Daemon, container_config, sandbox_config
-from tests.support.pods import sh, status, wait_exit
+from tests.support.pods import out, sh, status, wait_exit
 from tests.support.refusal import refused
 from vmruntime.generated import cri_pb2 as cri
 
@@ -60,12 +60,6 @@ def start(daemon: Daemon, pod: str, image: str, name: str, script: str = "sleep 
     container = create(daemon, pod, image, name, script, **fields)
     daemon.runtime.StartContainer(cri.StartContainerRequest(container_id=container))
     return container
-
-
-def out(daemon: Daemon, container: str, script: str) -> str:
-    answer = sh(daemon, container, script)
-    assert answer.exit_code == 0, answer
-    return str(answer.stdout.decode().strip())
 
 
 def until(condition: Callable[[], bool], seconds: float = 20.0) -> bool:

@@ -14,7 +14,7 @@ import grpc
 import pytest
 
 from tests.support.daemon import Daemon, container_config, sandbox_config
-from tests.support.pods import create, run_pod, sh, start, status
+from tests.support.pods import create, out, run_pod, sh, start, status
 from tests.support.registry import build_image, files
 from vmruntime.generated import cri_pb2 as cri
 
@@ -49,12 +49,6 @@ def run(daemon: Daemon, pod: str, image: str, name: str, *mounts: Any, **fields:
 
 def remove(daemon: Daemon, container: str) -> None:
     daemon.runtime.RemoveContainer(cri.RemoveContainerRequest(container_id=container))
-
-
-def out(daemon: Daemon, container: str, script: str) -> str:
-    answer = sh(daemon, container, script)
-    assert answer.exit_code == 0, answer
-    return str(answer.stdout.decode().strip())
 
 
 def until(condition: Callable[[], bool]) -> bool:

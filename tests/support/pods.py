@@ -56,3 +56,10 @@ def ask(daemon: Daemon, container: str, address: str) -> bytes:
         assert time.monotonic() < deadline
         time.sleep(0.1)
     return bytes(answer)
+
+
+def out(daemon: Daemon, container: str, script: str) -> str:
+    """Run a script that succeeds, and return what it wrote, without blanks around it."""
+    answer = sh(daemon, container, script)
+    assert answer.exit_code == 0, answer
+    return str(answer.stdout.decode().strip())

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
-from decimal import ROUND_CEILING, Decimal
+from decimal import ROUND_CEILING
 
 from vmruntime.cri.translate.checks import bad
+from vmruntime.model.quantity import parse
 from vmruntime.model.sandbox import Bandwidth
 
 INGRESS_ANNOTATION = "kubernetes.io/ingress-bandwidth"
@@ -14,13 +14,6 @@ EGRESS_ANNOTATION = "kubernetes.io/egress-bandwidth"
 
 LEAST, MOST = 1000, 10**15
 """Bits per second that Kubernetes lets an annotation ask for: 1k to 1P."""
-
-_QUANTITY = re.compile(r"([0-9]{1,20}(?:\.[0-9]{0,20})?)(?:([numkMGTPE]|[KMGTPE]i)|[eE]([+-]?[0-9]{1,3}))?")
-_FACTORS = {
-    **{letter: Decimal(1000) ** power for power, letter in enumerate(("", "k", "M", "G", "T", "P", "E"))},
-    **{f"{letter}i": Decimal(1024) ** power for power, letter in enumerate("KMGTPE", 1)},
-    **{letter: Decimal(1000) ** -power for power, letter in enumerate("mun", 1)},
-}
 
 
 def bandwidth_from_annotations(annotations: Mapping[str, str]) -> Bandwidth:
@@ -39,12 +32,11 @@ def _limit(annotation: str, value: str | None) -> int:
     if value is None:
         return 0
     name = f"annotation {annotation}"
-    found = _QUANTITY.fullmatch(value.strip())
-    if found is None:
+    text = value.strip()
+    number = parse(text) if text[:1].isdigit() else None  # no sign, and no point first
+    if number is None:
         raise bad(name, value, "is not a quantity", remedy="bits per second, such as 10M")
-    number, suffix, exponent = found.groups()
-    factor = Decimal(10) ** int(exponent) if exponent else _FACTORS[suffix or ""]
-    rate = (Decimal(number) * factor).to_integral_value(ROUND_CEILING)
+    rate = number.to_integral_value(ROUND_CEILING)
     if not LEAST <= rate <= MOST:
         raise bad(name, value, "is not from 1k to 1P", remedy="bits per second, such as 10M")
     return int(rate)
