@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 from vmruntime.hypervisor.devices import host_architecture
-from vmruntime.hypervisor.interface import Accelerator, Disk, VmSpec, VsockTransport
+from vmruntime.hypervisor.interface import Accelerator, Disk, KernelBoot, VmSpec, VsockTransport
 from vmruntime.hypervisor.qemu.argv import Descriptors, qemu_argv
 from vmruntime.hypervisor.qemu.driver import find_qemu
 from vmruntime.hypervisor.vsock import choose_transport, find_program, helper_argv
@@ -38,9 +38,7 @@ def boot_once(guest: Path, size: VmSize, accelerator: Accelerator) -> float:
         spec = VmSpec(
             id="raw" * 8,
             size=size,
-            kernel=guest / "vmlinuz",
-            initramfs=guest / "initramfs.img",
-            kernel_args="",
+            boot=KernelBoot(kernel=guest / "vmlinuz", initramfs=guest / "initramfs.img"),
             directory=directory,
             cid=4_000_000,
             disks=[Disk(path=scratch, serial="scratch", readonly=False)],

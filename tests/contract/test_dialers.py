@@ -22,7 +22,7 @@ from vmruntime.agent.interface import AGENT_PORT
 from vmruntime.agent.relay import Dialer, HybridDialer, Relay, UnixDialer, VsockDialer
 from vmruntime.aio.detached import ProcessIdentity
 from vmruntime.hypervisor.fake import FakeHypervisor
-from vmruntime.hypervisor.interface import Hypervisor, VirtualMachine, VmSpec, VsockTransport
+from vmruntime.hypervisor.interface import Hypervisor, KernelBoot, VirtualMachine, VmSpec, VsockTransport
 from vmruntime.hypervisor.vsock import native_works
 from vmruntime.model.resources import VmSize
 
@@ -93,9 +93,7 @@ async def booted(base: Path, hypervisor: Hypervisor) -> AsyncIterator[VirtualMac
     spec = VmSpec(
         id="d" * 64,
         size=VmSize(vcpus=1, memory_mib=128),
-        kernel=GUEST / "vmlinuz",
-        initramfs=GUEST / "initramfs.img",
-        kernel_args="",
+        boot=KernelBoot(kernel=GUEST / "vmlinuz", initramfs=GUEST / "initramfs.img"),
         directory=base / "vm",
         cid=7900,
     )

@@ -23,7 +23,7 @@ from vmruntime.aio.detached import DetachedProcess, ProcessIdentity
 from vmruntime.errors import Internal
 from vmruntime.hypervisor.errors import HypervisorError, VmGone
 from vmruntime.hypervisor.fake import FakeHypervisor
-from vmruntime.hypervisor.interface import Disk, Hypervisor, Nic, VirtualMachine, VmSpec
+from vmruntime.hypervisor.interface import Disk, Hypervisor, KernelBoot, Nic, VirtualMachine, VmSpec
 from vmruntime.model.resources import VmSize
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -81,9 +81,7 @@ class Driver:
         return VmSpec(
             id=f"{self._number:064x}",
             size=VmSize(vcpus=1, memory_mib=128),
-            kernel=self._kernel,
-            initramfs=self._initramfs,
-            kernel_args="",
+            boot=KernelBoot(kernel=self._kernel, initramfs=self._initramfs),
             directory=directory,
             cid=7000 + self._number,
             disks=list(disks),

@@ -20,6 +20,8 @@ class HypervisorSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True
         vsock: "auto" uses /dev/vhost-vsock where it works, else vhost-device-vsock.
         boot_timeout: Seconds from starting QEMU to the agent's first answer.
         vhost_device_vsock: The helper program; found on PATH or in /usr/local/libexec/vmruntime when empty.
+        image_pods: Who runs the VMs of image pods; "auto": libvirt if its library is there, else QEMU by itself.
+        libvirt_uri: Empty: qemu:///system when a libvirtd answers, else a driver inside the daemon (qemu:///embed).
     """
 
     user: str = "vmruntime"
@@ -28,6 +30,8 @@ class HypervisorSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True
     vsock: Literal["auto", "native", "vhost-user"] = "auto"
     boot_timeout: Annotated[float, Meta(gt=0)] = 60.0
     vhost_device_vsock: str = ""
+    image_pods: Literal["auto", "libvirt", "qemu"] = "auto"
+    libvirt_uri: str = ""
 
 
 class GuestSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -59,6 +63,8 @@ class ImageSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
         max_layer_gib: Refuse an image with a larger unpacked layer.
         prune_after_days: Images that nobody has used for so long are removed; 0: never, as kubelet does that.
         pinned: Images that are never collected: names, or patterns in which "*" stands for anything.
+        translations_dir: Where names of VM images are translated to URLs (images/translation.py).
+        max_disk_gib: Refuse a VM image whose guest would see a larger disk.
     """
 
     policy: str = ""
@@ -68,6 +74,8 @@ class ImageSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     max_layer_gib: Positive = 64
     prune_after_days: Annotated[float, Meta(ge=0)] = 0.0
     pinned: list[str] = []
+    translations_dir: str = "/etc/vmruntime/images.d"
+    max_disk_gib: Positive = 1024
 
 
 class NetworkSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -5,11 +5,12 @@ from __future__ import annotations
 import enum
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 import msgspec
 
 from vmruntime.aio.detached import ProcessIdentity
+from vmruntime.model.image_pod import CpuSetting, DiskDriver, Firmware
 from vmruntime.model.resources import VmSize
 
 
@@ -27,12 +28,32 @@ class VsockTransport(enum.Enum):
     VHOST_USER = "vhost-user"
 
 
+class Backing(msgspec.Struct, frozen=True, kw_only=True):
+    """The read-only image below an overlay; it has none below itself."""
+
+    path: Path
+    format: Literal["raw", "qcow2", "vmdk"]
+
+
 class Disk(msgspec.Struct, frozen=True, kw_only=True):
-    """A raw disk image; the guest finds it by `serial` (at most 36 characters)."""
+    """A disk; the guest finds it by `serial` (at most 36 characters; virtio-blk passes on 20).
+
+    Attributes:
+        path: An image file, or a block device.
+        backing: Of a qcow2 overlay. What the file itself says of one is never believed.
+        size: Bytes that the guest sees, from the beginning; 0: all there are. For raw disks.
+        driver: How the guest sees it.
+        cdrom: As a CD-ROM.
+    """
 
     path: Path
     serial: str
     readonly: bool
+    format: Literal["raw", "qcow2"] = "raw"
+    backing: Backing | None = None
+    size: int = 0
+    driver: DiskDriver = DiskDriver.SCSI
+    cdrom: bool = False
 
 
 class Nic(msgspec.Struct, frozen=True, kw_only=True):
@@ -42,21 +63,61 @@ class Nic(msgspec.Struct, frozen=True, kw_only=True):
     mac: str
 
 
+class KernelBoot(msgspec.Struct, frozen=True, kw_only=True):
+    """A kernel of ours, started directly; its end, by whatever way, is the VM's end.
+
+    Attributes:
+        arguments: Added to the kernel command line.
+    """
+
+    kernel: Path
+    initramfs: Path
+    arguments: str = ""
+
+
+class FirmwareBoot(msgspec.Struct, frozen=True, kw_only=True):
+    """A machine that boots from its first disk, as a physical one would.
+
+    It is started paused, so that NICs and a share can be plugged in before the guest runs: resume() lets it. It has a serial
+    console that is written to DIRECTORY/console.log whether or not a daemon runs, and that one client at a time can join
+    by DIRECTORY/console.sock; a channel to the QEMU guest agent at DIRECTORY/qga.sock; a balloon; a pvpanic device.
+    A reboot by the guest is a reboot in place.
+
+    Attributes:
+        name: What people see in a list of VMs: letters, digits, - . _
+        uuid: The machine's, lower case with hyphens.
+        variables: UEFI's variables, a writable copy; None with BIOS.
+        host_cpu: The CPU is like the host's; else any that the accelerator can do.
+        cpu: In place of host_cpu.
+        oem_strings: SMBIOS type 11; systemd takes credentials from there (systemd.system-credentials(7)).
+        tpm: A swtpm's control socket, listening; None: no TPM.
+        vnc: A screen, shown by VNC at DIRECTORY/vnc.sock.
+    """
+
+    name: str
+    uuid: str
+    firmware: Firmware = Firmware.BIOS
+    variables: Path | None = None
+    host_cpu: bool = False
+    cpu: CpuSetting | None = None
+    oem_strings: list[str] = []
+    tpm: Path | None = None
+    vnc: bool = False
+
+
 class VmSpec(msgspec.Struct, frozen=True, kw_only=True):
     """A VM to start.
 
     Attributes:
         id: Sandbox id.
-        directory: Runtime directory for sockets, pid and log files; exists, mode 0700.
+        directory: Runtime directory for sockets, pid and log files; exists, mode 0711.
         disks: Present from the start.
-        cid: vsock context id.
+        cid: vsock context id; 0: no vsock.
     """
 
     id: str
     size: VmSize
-    kernel: Path
-    initramfs: Path
-    kernel_args: str
+    boot: KernelBoot | FirmwareBoot
     directory: Path
     cid: int
     disks: list[Disk] = []
@@ -68,6 +129,7 @@ class VmHandle(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         helpers: Processes that serve the VM, such as vhost-device-vsock.
         vsock: Path of the hybrid vsock socket; empty: the kernel's vsock under `cid`.
+        uuid: The machine's, when it was started by firmware; empty: a kernel of ours was booted.
     """
 
     id: str
@@ -77,6 +139,23 @@ class VmHandle(msgspec.Struct, frozen=True, kw_only=True):
     directory: str
     cid: int
     vsock: str
+    uuid: str = ""
+
+
+class VmEnd(enum.Enum):
+    """How a VM ended."""
+
+    POWEROFF = "poweroff"
+    """The guest powered off."""
+
+    CRASH = "crash"
+    """The guest's kernel panicked."""
+
+    KILLED = "killed"
+    """It was ended on the host: by kill(), by an administrator, by a signal."""
+
+    LOST = "lost"
+    """The hypervisor failed, or nobody saw the end."""
 
 
 Recorder = Callable[[str, ProcessIdentity], Awaitable[None]]
@@ -133,8 +212,38 @@ class VirtualMachine(Protocol):
             HypervisorError: The VM cannot become so large; nothing is half-done that a second call would not mend.
         """
 
+    async def resume(self) -> None:
+        """Let the guest run; it runs already: success."""
+
+    async def pause(self) -> None:
+        """Hold the guest's processors; they are held already: success."""
+
+    async def press_power_button(self) -> None:
+        """Ask the guest to shut down by ACPI; one that does not listen takes no notice."""
+
+    async def reset(self) -> None:
+        """Press the reset button: the guest boots again, with no warning."""
+
+    @property
+    def reboots(self) -> int:
+        """How often the guest has booted again, seen since the VM was started or adopted."""
+
+    async def balloon_stats(self) -> dict[str, int]:
+        """Return what the guest's balloon driver last said of its memory, in bytes, by the names of virtio's statistics.
+
+        Such as stat-total-memory, stat-available-memory; empty: it has said nothing.
+        """
+
+    @property
+    def end(self) -> VmEnd:
+        """How it ended; known once wait() has returned."""
+
     async def wait(self) -> str:
-        """Wait for the end of the VM, or of a helper it cannot do without, and return why, in one sentence."""
+        """Wait for the end of the VM, or of a helper it cannot do without, and return why, in one sentence.
+
+        A machine started by firmware that powered off or panicked while no daemon was running has ended that way for the
+        daemon that adopts it, too.
+        """
 
     async def kill(self) -> None:
         """End the VM and its helpers at once; success when they are gone."""
@@ -163,3 +272,6 @@ class Hypervisor(Protocol):
         Raises:
             VmGone: It does not run any more.
         """
+
+    async def forget(self, uuid: str) -> None:
+        """End a machine started by firmware, and take away what the hypervisor keeps of it; unknown: success."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import msgspec
 
 
@@ -49,6 +51,21 @@ class ImageConfig(msgspec.Struct, frozen=True, kw_only=True):
     volumes: list[str] = []
 
 
+class DiskImage(msgspec.Struct, frozen=True, kw_only=True):
+    """The disk of a VM image on this host, checked.
+
+    Attributes:
+        digest: "sha256:…" that names the file: of its content, or of the containerDisk's layer that it came in.
+        virtual_size: Bytes that a guest sees.
+        file_size: Bytes of the file.
+    """
+
+    digest: str
+    format: Literal["qcow2", "raw", "vmdk"]
+    virtual_size: int
+    file_size: int
+
+
 class Image(msgspec.Struct, frozen=True, kw_only=True):
     """One image as the store keeps it.
 
@@ -61,6 +78,7 @@ class Image(msgspec.Struct, frozen=True, kw_only=True):
         created_at: Nanoseconds since the epoch, of the first pull.
         last_used_at: The same of the last pull, or of the last container's creation or removal.
         pinned: No clean-up may take it.
+        disk: Of a VM image; an image by URL has this and no layers, a containerDisk both; None: not one, or not known yet.
     """
 
     id: str
@@ -72,6 +90,7 @@ class Image(msgspec.Struct, frozen=True, kw_only=True):
     created_at: int
     last_used_at: int = 0
     pinned: bool = False
+    disk: DiskImage | None = None
 
 
 class ImageUse(msgspec.Struct, frozen=True, kw_only=True):

@@ -16,6 +16,7 @@ class ResourceKind(enum.Enum):
     CGROUP = "cgroup"
     CID = "cid"
     SHARE = "share"
+    MACHINE = "machine"
 
 
 class Resource(msgspec.Struct, frozen=True, kw_only=True):

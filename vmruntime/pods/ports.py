@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from vmruntime.model.image import Image, Layer
+from vmruntime.model.image import DiskImage, Image, Layer
 from vmruntime.model.sandbox import PodNetwork, Sandbox
 
 
@@ -27,6 +27,13 @@ class Network(Protocol):
     async def add(self, sandbox: Sandbox) -> tuple[PodNetwork, Sequence[Tap]]:
         """Make the pod's network namespace, run CNI ADD and open a tap beside each interface."""
 
+    async def open_taps(self, sandbox: Sandbox) -> Sequence[Tap]:
+        """Open the taps of an image pod, which stay when its VM ends; nobody may have them open.
+
+        Raises:
+            NetworkError: They are in use, or the pod's network is gone.
+        """
+
     async def teardown(self, sandbox_id: str) -> None:
         """Run CNI DEL and remove the namespace; nothing left: success."""
 
@@ -45,6 +52,13 @@ class Images(Protocol):
 
     def layer_path(self, layer: Layer) -> Path:
         """Return a layer's disk image."""
+
+    async def vm_disk(self, image: Image) -> tuple[Path, DiskImage]:
+        """Return the disk of an image and its file, taken out of a containerDisk's layer when that was not done yet.
+
+        Raises:
+            FailedPrecondition: It has none, or one that may not be given to a VM.
+        """
 
     async def touch(self, image_ids: Iterable[str]) -> None:
         """Note that images are used now, or have been until now; unknown ones: success."""

@@ -19,7 +19,16 @@ from vmruntime.aio.detached import ProcessIdentity
 from vmruntime.config.settings import Settings
 from vmruntime.errors import FailedPrecondition
 from vmruntime.hypervisor.errors import BootFailed, VmGone
-from vmruntime.hypervisor.interface import Disk, Hypervisor, Nic, Recorder, VirtualMachine, VmHandle, VmSpec
+from vmruntime.hypervisor.interface import (
+    Disk,
+    Hypervisor,
+    KernelBoot,
+    Nic,
+    Recorder,
+    VirtualMachine,
+    VmHandle,
+    VmSpec,
+)
 from vmruntime.model.container import Device, Mount
 from vmruntime.model.ledger import ResourceKind
 from vmruntime.model.resources import LinuxResources, VmSize
@@ -238,9 +247,7 @@ class ContainerVmBackend:
         return VmSpec(
             id=sandbox.id,
             size=size,
-            kernel=kernel,
-            initramfs=initramfs,
-            kernel_args=self._settings.guest.kernel_args,
+            boot=KernelBoot(kernel=kernel, initramfs=initramfs, arguments=self._settings.guest.kernel_args),
             directory=directory,
             cid=await self._owned.ledger.allocate_cid(sandbox.id),
             disks=[Disk(path=scratch_path, serial=scratch.SERIAL, readonly=False)],

@@ -6,16 +6,16 @@ import itertools
 from pathlib import Path
 
 from vmruntime.hypervisor.devices import ARCHITECTURES
-from vmruntime.hypervisor.interface import Accelerator, Disk, VmSpec
+from vmruntime.hypervisor.interface import Accelerator, Disk, KernelBoot, VmSpec
 from vmruntime.hypervisor.qemu.argv import HOTPLUG_PORTS, Descriptors, node_name, qemu_argv
 from vmruntime.model.resources import VmSize
 
 SPEC = VmSpec(
     id="a" * 64,
     size=VmSize(vcpus=2, memory_mib=300),
-    kernel=Path("/guest/vmlinuz"),
-    initramfs=Path("/guest/initramfs.img"),
-    kernel_args="vmruntime.log=debug",
+    boot=KernelBoot(
+        kernel=Path("/guest/vmlinuz"), initramfs=Path("/guest/initramfs.img"), arguments="vmruntime.log=debug"
+    ),
     directory=Path("/run/x"),
     cid=4096,
     disks=[Disk(path=Path("/scratch"), serial="scratch", readonly=False)],

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import msgspec
 
 from vmruntime.hypervisor.devices import Architecture
-from vmruntime.hypervisor.interface import Accelerator, VmSpec
+from vmruntime.hypervisor.interface import Accelerator, FirmwareBoot, KernelBoot, VmSpec
 from vmruntime.model.resources import VmSize
 
 HOTPLUG_PORTS = 4
@@ -61,8 +61,7 @@ def qemu_argv(
         *("-mon", "chardev=qmp,mode=control"),
         *("-chardev", f"socket,id=console,fd={descriptors.console},server=on,wait=off"),
         *("-serial", "chardev:console"),
-        *("-kernel", str(spec.kernel), "-initrd", str(spec.initramfs)),
-        *("-append", kernel_command_line(architecture, spec.kernel_args)),
+        *_boot(spec.boot, architecture),
         *("-device", "virtio-rng-pci"),
         *("-device", "virtio-scsi-pci,id=scsi0,num_queues=1"),
         *_vsock(spec.cid, descriptors),
@@ -70,6 +69,12 @@ def qemu_argv(
         *_disks(spec, descriptors.disks),
         *architecture.extra,
     ]
+
+
+def _boot(boot: KernelBoot | FirmwareBoot, architecture: Architecture) -> Sequence[str]:
+    assert isinstance(boot, KernelBoot)  # TODO: machines started by firmware
+    command_line = kernel_command_line(architecture, boot.arguments)
+    return ("-kernel", str(boot.kernel), "-initrd", str(boot.initramfs), "-append", command_line)
 
 
 def kernel_command_line(architecture: Architecture, extra: str) -> str:
