@@ -1,31 +1,27 @@
 """A hypervisor in memory: its VMs have devices, a console, a vsock and an end, and whatever guest is put into them.
 
-Two small processes stand for a VM's QEMU and vsock helper, so that what the daemon writes down (pids), kills and
-finds again is real; they end with the process that made them. Connections to the guest go through a hybrid socket with
-the same handshake as vhost-device-vsock's. Faults are ordered by "vm." and the method's name, by "vm.process ROLE" for a
-process about to run, and by "vm.boot" for the guest.
+What the world has of a VM is a FakeMachine (hypervisor/fake_machine.py), on which tests press and pull. Faults are
+ordered by "vm." and the method's name, by "vm.process ROLE" for a process about to run, and by "vm.boot" for the guest.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
-import socket
 import stat
 from collections.abc import Callable
-from pathlib import Path
-from typing import Protocol
 
-from vmruntime.aio.detached import DetachedProcess, ProcessIdentity
+from vmruntime.aio.detached import ProcessIdentity
 from vmruntime.aio.faults import Faults
-from vmruntime.aio.tasks import TaskScope
+from vmruntime.hypervisor.disks import check_disks
 from vmruntime.hypervisor.errors import HypervisorError, VmGone
+from vmruntime.hypervisor.fake_machine import FakeMachine, Guest
 from vmruntime.hypervisor.interface import (
     Accelerator,
     Disk,
     Nic,
     Recorder,
+    VmEnd,
     VmHandle,
     VmSpec,
     VsockTransport,
@@ -33,165 +29,8 @@ from vmruntime.hypervisor.interface import (
 from vmruntime.model.resources import VmSize
 
 MOST_NICS = 4
+MOST_NICS_BY_FIRMWARE = 8
 CONSOLE_LINES = 12
-COPY_BYTES = 65536
-
-
-class Guest(Protocol):
-    """What runs in a VM."""
-
-    async def boot(self, machine: FakeMachine) -> None:
-        """Come up: say so on the console, listen on ports."""
-
-    async def die(self) -> None:
-        """End at once: the power is gone."""
-
-
-class FakeMachine:
-    """One VM, as the world has it: it outlives the daemon's FakeVm objects.
-
-    Attributes:
-        disks, nics: What is plugged in, by serial and by id.
-        size: What it has grown to.
-        console: Every line the guest said.
-        ports: The unix socket behind each vsock port the guest listens on.
-        process: Stands for QEMU; killing it ends the VM.
-    """
-
-    def __init__(self, spec: VmSpec, faults: Faults) -> None:
-        self.spec = spec
-        self.directory = spec.directory
-        self.faults = faults
-        self.disks: dict[str, Disk] = {disk.serial: disk for disk in spec.disks}
-        self.nics: dict[str, Nic] = {}
-        self.shares: list[str] = []
-        self.size = spec.size
-        self.console: list[str] = []
-        self.ports: dict[int, Path] = {}
-        self.process: DetachedProcess
-        self.handle: VmHandle
-        self.reason = ""
-        self._power: int | None = None
-        self._said = asyncio.Event()
-        self._ended = asyncio.Event()
-        self._scope = TaskScope(f"fake vm {spec.id[:13]}")
-        self._accepting: asyncio.Task[None]
-
-    def say(self, line: str) -> None:
-        """Write a line on the console."""
-        self.console.append(line)
-        self._said.set()
-        self._said = asyncio.Event()
-
-    def power_off(self, reason: str = "the guest powered off") -> None:
-        """End the VM from inside."""
-        if self._power is not None:
-            self.reason = self.reason or reason
-            os.close(self._power)
-            self._power = None
-
-    async def crash(self) -> None:
-        """Kill the process that stands for QEMU."""
-        await self.process.end()
-        await self._ended.wait()
-
-    async def wait_for_line(self, text: str) -> None:
-        """Wait until the console has a line with this text."""
-        while not any(text in line for line in self.console):
-            await self._said.wait()
-
-    async def wait(self) -> str:
-        """Wait for the end."""
-        await self._ended.wait()
-        return self.reason
-
-    @property
-    def ended(self) -> bool:
-        """Whether it does not run any more."""
-        return self._ended.is_set()
-
-    async def launch(self, guest: Guest, record: Recorder) -> None:
-        """Start the processes, then the guest; what was started ends when something fails."""
-        async with contextlib.AsyncExitStack() as undo:
-            reader, self._power = os.pipe()
-            undo.callback(self.power_off)
-            try:
-                helper = await self._process("vsock", reader, record)
-                undo.push_async_callback(helper.end)
-                self.process = await self._process("qemu", reader, record)
-                undo.push_async_callback(self.process.end)
-            finally:
-                os.close(reader)
-            hybrid = self.directory / "helpers" / "vsock.sock"
-            server = _listening(hybrid)
-            undo.callback(server.close)
-            self.handle = VmHandle(
-                id=self.spec.id,
-                driver="fake",
-                process=self.process.identity,
-                helpers=[helper.identity],
-                directory=str(self.directory),
-                cid=self.spec.cid,
-                vsock=str(hybrid),
-            )
-            self._accepting = self._scope.start(self._accept(server), "vsock")
-            self._scope.start(self._watch(guest, helper), "end")
-            self._scope.start(self._boot(guest), "boot")
-            undo.pop_all()
-
-    async def close(self) -> None:
-        """End everything; for the end of a test."""
-        self.power_off("the test is over")
-        await self._ended.wait()
-        await self._scope.close()
-
-    async def _process(self, role: str, reader: int, record: Recorder) -> DetachedProcess:
-        async def recorded(identity: ProcessIdentity) -> None:
-            await self.faults.at(f"vm.process {role}")
-            await record(role, identity)
-
-        # It reads until the power is gone: when the VM is turned off, or when this process ends.
-        return await DetachedProcess.spawn(
-            ["cat", f"/dev/fd/{reader}"],
-            record=recorded,
-            log=self.directory / f"{role}.log",
-            pass_fds=[reader],
-        )
-
-    async def _boot(self, guest: Guest) -> None:
-        await self.faults.at("vm.boot")
-        await guest.boot(self)
-
-    async def _watch(self, guest: Guest, helper: DetachedProcess) -> None:
-        status = await self.process.wait()
-        self.reason = self.reason or f"QEMU ended with status {status}: it said nothing"
-        await helper.end()
-        self.power_off()
-        self._accepting.cancel()
-        await guest.die()
-        self._ended.set()
-
-    async def _accept(self, server: socket.socket) -> None:
-        loop = asyncio.get_running_loop()
-        with server:
-            while True:
-                connection, _ = await loop.sock_accept(server)
-                self._scope.start(self._connected(connection), "connection", owning=connection.close)
-
-    async def _connected(self, connection: socket.socket) -> None:
-        """Answer "CONNECT port" as vhost-device-vsock does, and join the connection to the guest's."""
-        loop = asyncio.get_running_loop()
-        with contextlib.suppress(OSError, ValueError):
-            words = (await loop.sock_recv(connection, 64)).split()
-            path = self.ports.get(int(words[1])) if words[:1] == [b"CONNECT"] else None
-            if path is None:
-                return
-            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as inner:
-                await loop.sock_connect(inner, str(path))
-                await loop.sock_sendall(connection, b"OK 1073741824\n")
-                async with asyncio.TaskGroup() as group:
-                    group.create_task(_copy(connection, inner))
-                    group.create_task(_copy(inner, connection))
 
 
 class FakeVm:
@@ -200,6 +39,7 @@ class FakeVm:
     def __init__(self, machine: FakeMachine) -> None:
         self.machine = machine
         self._closed = False
+        self._reboots_before = machine.reboots
 
     @property
     def handle(self) -> VmHandle:
@@ -224,11 +64,8 @@ class FakeVm:
         await self._at("attach_disk")
         if disk.serial in self.machine.disks:
             raise HypervisorError(f"a disk with the serial {disk.serial} is there already")
-        try:
-            with disk.path.open("rb" if disk.readonly else "r+b"):
-                pass
-        except OSError as error:
-            raise HypervisorError(f"the disk {disk.path} cannot be opened: {error.strerror}") from error
+        check_disks([disk], self.machine.disks)
+        _try_open(disk)
         self.machine.disks[disk.serial] = disk
         await self._at("attach_disk done")
 
@@ -240,8 +77,9 @@ class FakeVm:
     async def attach_nic(self, nic: Nic, tap_fd: int) -> None:
         """Plug a NIC in; any open descriptor will do."""
         await self._at("attach_nic")
-        if len(self.machine.nics) == MOST_NICS:
-            raise HypervisorError(f"the VM has no free port for {nic.id}: it has {MOST_NICS}")
+        most = MOST_NICS_BY_FIRMWARE if self.machine.by_firmware else MOST_NICS
+        if len(self.machine.nics) == most:
+            raise HypervisorError(f"the VM has no free port for {nic.id}: it has {most}")
         try:
             os.fstat(tap_fd)
         except OSError as error:
@@ -275,6 +113,41 @@ class FakeVm:
             vcpus=max(self.machine.size.vcpus, size.vcpus), memory_mib=max(spec.memory_mib, size.memory_mib)
         )
 
+    async def resume(self) -> None:
+        """Let the guest run."""
+        await self._at("resume")
+        self.machine.run()
+
+    async def pause(self) -> None:
+        """Hold its processors; what the guest does in memory goes on."""
+        await self._at("pause")
+        self.machine.running = False
+
+    async def press_power_button(self) -> None:
+        """Press the power button."""
+        await self._at("press_power_button")
+        self.machine.press()
+
+    async def reset(self) -> None:
+        """Press the reset button."""
+        await self._at("reset")
+        await self.machine.reboot()
+
+    @property
+    def reboots(self) -> int:
+        """How often the guest booted again under this hold."""
+        return self.machine.reboots - self._reboots_before
+
+    async def balloon_stats(self) -> dict[str, int]:
+        """Return what the test put into the balloon."""
+        await self._at("balloon_stats")
+        return dict(self.machine.balloon)
+
+    @property
+    def end(self) -> VmEnd:
+        """How it ended."""
+        return self.machine.end or VmEnd.LOST
+
     async def wait(self) -> str:
         """Wait for the VM's end."""
         return await self.machine.wait()
@@ -282,6 +155,7 @@ class FakeVm:
     async def kill(self) -> None:
         """End the VM."""
         await self.machine.faults.at("vm.kill")
+        self.machine.collected = True
         await self.machine.crash()
 
     async def close(self) -> None:
@@ -298,12 +172,15 @@ class FakeHypervisor:
     """Implements hypervisor.interface.Hypervisor.
 
     Attributes:
-        machines: Every machine that was started, by sandbox id; adopt() finds them here.
+        machines: The last machine that was started of each sandbox, by its id; adopt() finds them here.
+        forgotten: What forget() was called with, in order.
     """
 
     def __init__(self, guests: Callable[[VmSpec], Guest], faults: Faults | None = None) -> None:
         self.faults = faults or Faults()
         self.machines: dict[str, FakeMachine] = {}
+        self.forgotten: list[str] = []
+        self._earlier: list[FakeMachine] = []
         self._guests = guests
 
     @property
@@ -319,11 +196,13 @@ class FakeHypervisor:
     async def start(self, spec: VmSpec, record: Recorder) -> FakeVm:
         """Start a machine and boot its guest in the background."""
         await self.faults.at("vm.start")
+        check_disks(spec.disks)
         for disk in spec.disks:
-            if not disk.path.exists():
-                raise HypervisorError(f"the disk {disk.path} cannot be opened: No such file or directory")
+            _try_open(disk)
         machine = FakeMachine(spec, self.faults)
         await machine.launch(self._guests(spec), record)
+        if spec.id in self.machines:
+            self._earlier.append(self.machines[spec.id])
         self.machines[spec.id] = machine
         try:
             await self.faults.at("vm.start done")
@@ -336,34 +215,35 @@ class FakeHypervisor:
         """Take over a machine that an earlier daemon started."""
         await self.faults.at("vm.adopt")
         machine = self.machines.get(handle.id)
-        if machine is None or machine.ended or machine.handle.process != handle.process:
+        if machine is None or machine.collected or machine.handle.process != handle.process:
+            raise VmGone("QEMU ended while no daemon was running")
+        # A machine started by firmware stays, turned off, until somebody has learnt how it ended.
+        told = machine.by_firmware and machine.end in (VmEnd.POWEROFF, VmEnd.CRASH)
+        if machine.ended and not told:
             raise VmGone("QEMU ended while no daemon was running")
         return FakeVm(machine)
 
+    async def forget(self, uuid: str) -> None:
+        """End the machine with this UUID, if there is one."""
+        await self.faults.at("vm.forget")
+        self.forgotten.append(uuid)
+        for machine in [*self._earlier, *self.machines.values()]:
+            if machine.handle.uuid == uuid:
+                machine.collected = True
+                await machine.crash()
+
     async def close(self) -> None:
         """End every machine; for the end of a test."""
-        for machine in self.machines.values():
+        for machine in [*self._earlier, *self.machines.values()]:
             await machine.close()
 
 
-async def _copy(source: socket.socket, sink: socket.socket) -> None:
-    """Copy until end-of-file, then say so."""
-    loop = asyncio.get_running_loop()
-    with contextlib.suppress(OSError):
-        while data := await loop.sock_recv(source, COPY_BYTES):
-            await loop.sock_sendall(sink, data)
-    with contextlib.suppress(OSError):
-        sink.shutdown(socket.SHUT_WR)
-
-
-def _listening(path: Path) -> socket.socket:
-    server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+def _try_open(disk: Disk) -> None:
     try:
-        path.parent.mkdir(exist_ok=True)
-        path.unlink(missing_ok=True)
-        server.bind(str(path))
-        server.listen(16)
-    except BaseException:
-        server.close()
-        raise
-    return server
+        with disk.path.open("rb" if disk.readonly else "r+b"):
+            pass
+        if disk.backing is not None:
+            with disk.backing.path.open("rb"):
+                pass
+    except OSError as error:
+        raise HypervisorError(f"the disk {error.filename} cannot be opened: {error.strerror}") from error
