@@ -21,6 +21,11 @@ TRANSPORTS = ("oci", "oci-archive", "docker-archive")
 REF_NAME = "org.opencontainers.image.ref.name"
 """The annotation that names an image in an OCI layout (OCI image specification, annotations)."""
 
+DISK_MAGIC = (b"QFI\xfb", b"KDMV")
+"""What qcow2 and vmdk files begin with."""
+
+RAW_SUFFIXES = (".raw", ".img")
+
 INDEX_LIMIT = 4 * 1024 * 1024
 """Bytes of an index that are read; registries take no larger ones."""
 
@@ -44,7 +49,7 @@ def local_source(text: str) -> str | None:
 
 
 def recognise(text: str) -> str:
-    """Return what the daemon is told of an image on disk, given with or without its transport.
+    """Return what the daemon is told of an image on disk, given with or without its transport; a VM's disk: its URL.
 
     Raises:
         NotFound: There is no such file.
@@ -60,6 +65,8 @@ def recognise(text: str) -> str:
         if not (path / "oci-layout").is_file():
             raise InvalidArgument(f"{path}: not an OCI image layout: it has no oci-layout file")
         transport = "oci"
+    elif _is_disk(path):
+        return path.as_uri()
     elif _read_member(path, "oci-layout") is not None:
         transport = "oci-archive"
     elif _read_member(path, "manifest.json") is not None:
@@ -70,6 +77,17 @@ def recognise(text: str) -> str:
             remedy="make one with: skopeo copy … oci-archive:FILE:NAME, or docker save",
         )
     return f"{transport}:{path}:{_only_name(transport, path)}"
+
+
+def _is_disk(path: Path) -> bool:
+    """Whether a file is the disk of a VM: by its first bytes, or, since raw disks have none of their own, by its name."""
+    if path.suffix in RAW_SUFFIXES:
+        return True
+    try:
+        with path.open("rb") as file:
+            return file.read(4) in DISK_MAGIC
+    except OSError as error:
+        raise InvalidArgument(f"{path}: cannot be read: {error.strerror}") from None
 
 
 def _only_name(transport: str, path: Path) -> str:
@@ -172,7 +190,7 @@ def pull(
     request = cri_pb2.PullImageRequest(
         image=cri_pb2.ImageSpec(image=reference, user_specified_image=reference), auth=auth, sandbox_config=sandbox
     )
-    verb = "importing" if reference.partition(":")[0] in TRANSPORTS else "pulling"
+    verb = "importing" if reference.partition(":")[0] in (*TRANSPORTS, "file") else "pulling"
     with working(f"{verb} {reference}"):
         return client.call(client.image.PullImage, request, while_waiting=while_waiting).image_ref
 
@@ -196,7 +214,7 @@ def ensure(
     Raises:
         NotFound: It is not here, and the policy is "never".
     """
-    on_disk = reference.partition(":")[0] in TRANSPORTS
+    on_disk = reference.partition(":")[0] in (*TRANSPORTS, "file")
     if not on_disk and policy != "always":
         here = find(client, reference)
         if here is not None:

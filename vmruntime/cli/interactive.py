@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 import click
 
@@ -39,7 +39,7 @@ def run_command(
 
     async def session() -> int:
         async with asyncio.timeout(timeout or None):
-            return await converse(url, _ends(stdin=stdin, tty=tty, detachable=False), tls_context(settings))
+            return await converse(url, _ends(stdin=stdin, tty=tty), tls_context(settings))
 
     with _terminal(tty=tty):
         try:
@@ -55,6 +55,7 @@ def join_container(
     *,
     stdin: bool,
     tty: bool,
+    console: bool = False,
     ready: Callable[[], None] | None = None,
     watch: Callable[[], None] | None = None,
 ) -> bool:
@@ -66,17 +67,19 @@ def join_container(
         container_id: Which container.
         stdin: Whether it gets this side's input.
         tty: Whether it has a terminal.
+        console: Whether that is the serial console of a VM, which Ctrl-] leaves, too.
         ready: Called once when nothing of what it writes from now on will be missed.
         watch: Called some ten times a second; what it raises ends this.
     """
     request = cri_pb2.AttachRequest(container_id=container_id, stdin=stdin, tty=tty, stdout=True, stderr=not tty)
     url = client.call(client.runtime.Attach, request).url
-    ends = _ends(stdin=stdin, tty=tty, detachable=tty, ready=_threaded(ready), watch=_repeated(watch))
+    leave = () if not tty else terminal.CONSOLE_KEYS if console else terminal.DETACH_KEYS
+    ends = _ends(stdin=stdin, tty=tty, leave=leave, ready=_threaded(ready), watch=_repeated(watch))
     try:
         with _terminal(tty=tty):
             asyncio.run(_to_the_end(url, ends, settings))
     except Detached:
-        click.echo("\nvmruntime: left; the container goes on", err=True)
+        click.echo(f"\nvmruntime: left; the {'VM' if console else 'container'} goes on", err=True)
         return False
     return True
 
@@ -97,7 +100,7 @@ def _ends(
     *,
     stdin: bool,
     tty: bool,
-    detachable: bool,
+    leave: Sequence[bytes] = (),
     ready: Callable[[], Awaitable[None]] | None = None,
     watch: Callable[[], Awaitable[None]] | None = None,
 ) -> Ends:
@@ -105,7 +108,7 @@ def _ends(
     return Ends(
         stdout=stdout,
         stderr=stderr,
-        stdin=terminal.read_stdin(detachable=detachable) if stdin else None,
+        stdin=terminal.read_stdin(leave=leave) if stdin else None,
         sizes=terminal.sizes() if tty and terminal.is_terminal() else None,
         ready=ready,
         watch=watch,

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from vmruntime.cli.client import Client
 from vmruntime.errors import FailedPrecondition, InvalidArgument, NotFound
@@ -94,6 +95,16 @@ class Inventory:
 def describe(item: cri_pb2.PodSandbox | cri_pb2.Container) -> str:
     """Return a pod's or container's name and short id."""
     return f"{item.metadata.name} ({short_id(item.id)})"
+
+
+def pod_info(client: Client, pod_id: str) -> dict[str, Any]:
+    """Return what the daemon tells of a pod beyond CRI; another runtime: nothing."""
+    request = cri_pb2.PodSandboxStatusRequest(pod_sandbox_id=pod_id, verbose=True)
+    try:
+        known = json.loads(client.call(client.runtime.PodSandboxStatus, request).info.get("info") or "{}")
+    except ValueError:
+        return {}
+    return known if isinstance(known, dict) else {}
 
 
 def _matches(text: str, items: Sequence[T], key: Callable[[T], tuple[str, str]]) -> list[T]:

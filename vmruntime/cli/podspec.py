@@ -8,7 +8,9 @@ import secrets
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
+from vmruntime.cli.vmspec import VmOptions, is_url
 from vmruntime.errors import InvalidArgument
 from vmruntime.generated import cri_pb2
 
@@ -19,6 +21,7 @@ NAMESPACE = "default"
 
 CPU_PERIOD = 100_000  # microseconds; kubelet's
 _SHARES_PER_CPU = 1024
+_DISK_SUFFIX = re.compile(r"\.(?:qcow2|raw|img|vmdk)$", re.IGNORECASE)
 
 # What every Kubernetes container is kept from seeing and from writing unless it is privileged.
 MASKED_PATHS = (
@@ -39,6 +42,7 @@ class RunOptions:
         cpus: CPUs, 0 for no limit.
         stdin, tty: Whether it has a standard input, open until the first client's ends, and a terminal.
         user: A security context that sets just the user.
+        vm: How the VM is that the image is of; None: it is of a container.
     """
 
     image: str
@@ -58,6 +62,7 @@ class RunOptions:
     stdin: bool = False
     tty: bool = False
     dns: cri_pb2.DNSConfig | None = None
+    vm: VmOptions | None = None
 
 
 def pod_config(
@@ -66,14 +71,16 @@ def pod_config(
     """Return the pod's configuration; its logs go to a directory of its own under `logs`.
 
     Raises:
-        InvalidArgument: The name or hostname is not one that Kubernetes allows.
+        InvalidArgument: The name or hostname is not one that Kubernetes allows, or a file of the VM's holds nonsense.
+        NotFound: There is no such file.
     """
     name = options.name or f"{base_name(options.image)[:50]}-{suffix()}"
     _check_label("--name", name)
     hostname = options.hostname or name
     _check_label("--hostname", hostname)
     metadata = cri_pb2.PodSandboxMetadata(name=name, uid=str(uuid.uuid4()), namespace=NAMESPACE)
-    annotations = {**options.annotations, CREATOR_ANNOTATION: CREATOR}
+    described = options.vm.annotations() if options.vm is not None else {}
+    annotations = {**described, **options.annotations, CREATOR_ANNOTATION: CREATOR}
     if options.kind:
         annotations[KIND_ANNOTATION] = options.kind
     return cri_pb2.PodSandboxConfig(
@@ -92,7 +99,11 @@ def pod_config(
 def container_config(options: RunOptions, image_ref: str) -> cri_pb2.ContainerConfig:
     """Return the configuration of the pod's one container, which runs the image `image_ref`."""
     name = base_name(options.image)
-    security = cri_pb2.LinuxContainerSecurityContext(masked_paths=MASKED_PATHS, readonly_paths=READONLY_PATHS)
+    # A VM's own kernel and init system have the guest to themselves.
+    security = cri_pb2.LinuxContainerSecurityContext()
+    if options.vm is None:
+        security.masked_paths.extend(MASKED_PATHS)
+        security.readonly_paths.extend(READONLY_PATHS)
     if options.user is not None:
         security.MergeFrom(options.user)
     return cri_pb2.ContainerConfig(
@@ -105,9 +116,10 @@ def container_config(options: RunOptions, image_ref: str) -> cri_pb2.ContainerCo
         labels=options.labels,
         annotations={CREATOR_ANNOTATION: CREATOR},
         log_path=f"{name}.log",
-        stdin=options.stdin,
-        stdin_once=options.stdin,
-        tty=options.tty,
+        # A VM's console is a terminal, and people come and go.
+        stdin=options.stdin or options.vm is not None,
+        stdin_once=options.stdin and options.vm is None,
+        tty=options.tty or options.vm is not None,
         linux=cri_pb2.LinuxContainerConfig(resources=_resources(options), security_context=security),
     )
 
@@ -119,6 +131,8 @@ def log_directory_name(metadata: cri_pb2.PodSandboxMetadata) -> str:
 
 def base_name(reference: str) -> str:
     """Return a container's name after its image: the last part of the reference, made a DNS label."""
+    if is_url(reference):
+        reference = _DISK_SUFFIX.sub("", unquote(urlsplit(reference).path))
     last = reference.split("@", 1)[0].rstrip("/").rsplit("/", 1)[-1].split(":", 1)[0]
     return re.sub(r"[^a-z0-9]+", "-", last.lower()).strip("-")[:63].rstrip("-") or "container"
 

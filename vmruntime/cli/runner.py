@@ -113,14 +113,20 @@ class Runner:
 
     def _converse(self, interrupts: Interrupts) -> bool:
         """Join the container's streams, start it and stay until its end; False when the user left it running."""
+        start: Callable[[], None] | None = self._start
         try:
+            if self._options.vm is not None:
+                # There is no console to join before there is a VM.
+                self._start()
+                start = None
             return join_container(
                 self._client,
                 self._policy.streaming,
                 self._container_id,
                 stdin=self._options.stdin,
                 tty=self._options.tty,
-                ready=self._start,
+                console=self._options.vm is not None,
+                ready=start,
                 watch=interrupts.check,
             )
         except Interrupted:

@@ -10,13 +10,16 @@ import sys
 import termios
 import threading
 import tty
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 
 from vmruntime.cli.sessions import Detached, Sink
 from vmruntime.model.streams import TerminalSize
 
-DETACH_KEYS = b"\x10\x11"
+DETACH_KEYS = (b"\x10\x11",)
 """Ctrl-P Ctrl-Q, as elsewhere."""
+
+CONSOLE_KEYS = (*DETACH_KEYS, b"\x1d")
+"""Ctrl-] too, as of virsh console and telnet: guests' shells take Ctrl-P for the last command."""
 
 _CHUNK = 64 * 1024
 _AHEAD = 4
@@ -45,8 +48,8 @@ def raw() -> Iterator[None]:
         termios.tcsetattr(fd, termios.TCSADRAIN, before)
 
 
-async def read_stdin(*, detachable: bool = False) -> AsyncIterator[bytes]:
-    """Iterate over what is typed or piped in.
+async def read_stdin(*, leave: Sequence[bytes] = ()) -> AsyncIterator[bytes]:
+    """Iterate over what is typed or piped in; `leave` are the detach keys, one sequence or several.
 
     Raises:
         Detached: The detach keys were pressed.
@@ -54,10 +57,9 @@ async def read_stdin(*, detachable: bool = False) -> AsyncIterator[bytes]:
     incoming = _Incoming(asyncio.get_running_loop())
     # A thread of its own, which nobody waits for: it may sit in read(2) until somebody types.
     threading.Thread(target=incoming.fill, args=(_source(),), daemon=True).start()
-    keys = DetachKeys()
+    keys = DetachKeys(leave)
     while data := await incoming.next():
-        if detachable:
-            data = keys.filter(data)
+        data = keys.filter(data)
         if data:
             yield data
         if keys.pressed:
@@ -105,19 +107,25 @@ class _Incoming:
 class DetachKeys:
     """Finds the detach keys among what is typed."""
 
-    def __init__(self) -> None:
+    def __init__(self, sequences: Sequence[bytes] = DETACH_KEYS) -> None:
         self.pressed = False
         self._held = b""
+        self._sequences = sequences
 
     def filter(self, data: bytes) -> bytes:
-        """Return what is to be passed on: all before the keys; a first key alone is held until the next."""
+        """Return what is to be passed on: all before the keys; the first keys alone are held until the next."""
         data = self._held + data
-        before, found, _ = data.partition(DETACH_KEYS)
-        if found:
+        places = [place for keys in self._sequences if (place := data.find(keys)) >= 0]
+        if places:
             self.pressed = True
-            return before
-        self._held = DETACH_KEYS[:1] if data.endswith(DETACH_KEYS[:1]) else b""
+            return data[: min(places)]
+        self._held = self._beginning(data)
         return data.removesuffix(self._held) if self._held else data
+
+    def _beginning(self, data: bytes) -> bytes:
+        """Return the longest end of what is typed that may become a sequence."""
+        starts = [keys[:length] for keys in self._sequences for length in range(1, len(keys))]
+        return max((start for start in starts if data.endswith(start)), key=len, default=b"")
 
 
 async def sizes() -> AsyncIterator[TerminalSize]:

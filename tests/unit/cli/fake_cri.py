@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
+import json
 import threading
 import time
 from collections.abc import Callable
@@ -52,6 +53,7 @@ class FakeCri(
         self.hooks: dict[str, Callable[[], None]] = {}
         self.exec_answer = cri_pb2.ExecSyncResponse()
         self.info: dict[str, str] = {}
+        self.pod_info: dict[str, Any] = {"pid": 7}
         self._ended: dict[str, threading.Event] = {}
         self._threads: list[threading.Thread] = []
         # A streaming server; it logs when it starts, so that is before any command whose output counts.
@@ -158,7 +160,9 @@ class FakeCri(
     def PodSandboxStatus(self, request: Any, context: grpc.ServicerContext) -> cri_pb2.PodSandboxStatusResponse:
         self._enter("PodSandboxStatus", request, context)
         status = self.pods.get(request.pod_sandbox_id) or self._unknown(request.pod_sandbox_id, context)
-        return cri_pb2.PodSandboxStatusResponse(status=status, info={"info": '{"pid": 7}', "text": "not json"})
+        return cri_pb2.PodSandboxStatusResponse(
+            status=status, info={"info": json.dumps(self.pod_info), "text": "not json"}
+        )
 
     def ListPodSandbox(self, request: Any, context: grpc.ServicerContext) -> cri_pb2.ListPodSandboxResponse:
         self._enter("ListPodSandbox", request, context)

@@ -361,6 +361,14 @@ def test_image_import_recognises_what_it_is(cli: Cli, tmp_path: Path) -> None:
     assert "no such file" in cli("image", "import", tmp_path / "nowhere").stderr
 
 
+@pytest.mark.parametrize(
+    ("name", "head"), [("a.qcow2", b"QFI\xfb"), ("b", b"QFI\xfb"), ("c", b"KDMV"), ("d.raw", b""), ("e.img", b"\0")]
+)
+def test_image_import_takes_disks(cli: Cli, tmp_path: Path, name: str, head: bytes) -> None:
+    (tmp_path / name).write_bytes(head)
+    assert _imported(cli, tmp_path / name) == f"file://{tmp_path}/{name}"
+
+
 def test_image_import_needs_one_name(cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "oci-layout").write_text("{}")
     _write_index(tmp_path, "a:1", "b:1")

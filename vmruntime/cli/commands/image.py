@@ -53,7 +53,8 @@ def list_(app: App, output: str, quiet: bool) -> None:
 def pull(app: App, username: str, quiet: bool, reference: str) -> None:
     """Pull an image from its registry.
 
-    Layers that are on this machine already are not fetched again.
+    Layers that are on this machine already are not fetched again. The disk image of a virtual machine can be given by
+    its URL.
 
     \b
     Example, with a password that does not show in the list of processes:
@@ -74,9 +75,9 @@ def pull(app: App, username: str, quiet: bool, reference: str) -> None:
 def import_(app: App, quiet: bool, source: str) -> None:
     """Take an image from this machine's disk.
 
-    SOURCE is an OCI image layout (a directory), an archive of one, or what `docker save` wrote; or one of these
-    with its transport and, where it holds several, a name: oci:DIRECTORY:NAME, oci-archive:FILE:NAME,
-    docker-archive:FILE:NAME. The daemon reads it, so it must be on the daemon's machine.
+    SOURCE is an OCI image layout (a directory), an archive of one, what `docker save` wrote, or the disk of a virtual
+    machine (qcow2, vmdk, or a file named .raw or .img). One that holds several images needs its transport and a name:
+    oci:DIRECTORY:NAME, oci-archive:FILE:NAME, docker-archive:FILE:NAME. The daemon reads it, so it must be on the daemon's machine.
     """
     _pull(app, images.recognise(source), None, quiet)
 

@@ -11,7 +11,11 @@ from vmruntime.cli.podspec import RunOptions
 from vmruntime.cli.quantities import Env, Memory, Pair, Publish, User
 from vmruntime.cli.resolv import host_dns
 from vmruntime.cli.runner import Runner, RunPolicy
+from vmruntime.cli.vm_options import refuse_process_options, vm_options
+from vmruntime.cli.vmspec import VmOptions, vm_source
 from vmruntime.generated import cri_pb2
+
+STOP_SECONDS, STOP_SECONDS_VM = 10, 30
 
 
 @click.command(context_settings={"allow_interspersed_args": False})
@@ -40,9 +44,10 @@ from vmruntime.generated import cri_pb2
 @click.option("--rm", is_flag=True, help="Remove the pod when the container has ended.")
 @click.option("-d", "--detach", is_flag=True, help="Leave it running; print the ids of the pod and its container.")
 @click.option(
-    "--stop-timeout", type=click.IntRange(min=0), default=10, show_default=True, metavar="SECONDS",
-    help="After Ctrl-C: time the container has to end by itself.",
+    "--stop-timeout", type=click.IntRange(min=0), metavar="SECONDS",
+    help=f"After Ctrl-C: time to end by itself.  [default: {STOP_SECONDS}, of a VM {STOP_SECONDS_VM}]",
 )  # fmt: skip
+@vm_options
 @terminal
 @pass_app
 @click.pass_context
@@ -67,7 +72,8 @@ def run(
     pull: str,
     rm: bool,
     detach: bool,
-    stop_timeout: int,
+    stop_timeout: int | None,
+    vm: VmOptions | None,
     interactive: bool,
     tty: bool,
 ) -> None:
@@ -79,16 +85,26 @@ def run(
 
     IMAGE may also be on this machine's disk: oci:DIRECTORY, oci-archive:FILE or docker-archive:FILE.
 
+    With --vm, IMAGE is a virtual machine's disk, and what it says on its serial console appears here until it powers
+    off: a containerDisk of a registry, virtlet.cloud/NAME, the URL of a qcow2, raw or vmdk file (https, http, file), or
+    such a file's path, beginning with / or ./ . It has no CMD, --entrypoint, --user and --workdir; -it joins the
+    console. Ctrl-C presses its power button.
+
     \b
     Examples:
       vmruntime run --rm busybox echo hello
       vmruntime run --rm -it busybox sh
       vmruntime run -d --name web -p 8080:80 -m 256M nginx
+      vmruntime run -d --name debian --vm -m 1G --root-size 20G ./debian-12.qcow2
     """  # noqa: D301
     if rm and detach:
         raise click.UsageError("--rm and --detach exclude each other: nobody would be there to remove the pod", ctx=ctx)
+    if vm is not None:
+        refuse_process_options(entrypoint=entrypoint, user=user, workdir=workdir, cmd=cmd)
+    if stop_timeout is None:
+        stop_timeout = STOP_SECONDS if vm is None else STOP_SECONDS_VM
     options = RunOptions(
-        image=local_source(image) or image,
+        image=vm_source(image) if vm is not None else local_source(image) or image,
         command=cmd,
         entrypoint=entrypoint,
         name=name,
@@ -105,6 +121,7 @@ def run(
         stdin=interactive,
         tty=tty,
         dns=host_dns(),
+        vm=vm,
     )
     policy = RunPolicy(pull=pull, remove=rm, stop_timeout=stop_timeout, logs=app.logs, streaming=app.settings.streaming)
     runner = Runner(app.connect(), options, policy)
