@@ -8,7 +8,7 @@ from pathlib import Path
 
 from vmruntime.aio.faults import Faults
 from vmruntime.model.image import Image, ImageConfig, Layer
-from vmruntime.model.sandbox import Dns, NetworkInterface, NetworkRoute, PodNetwork, Sandbox
+from vmruntime.model.sandbox import Dns, NetworkInterface, NetworkRoute, PodNetwork, Sandbox, SandboxKind
 from vmruntime.network.errors import NetworkError
 
 NOW = 1_700_000_000 * 10**9
@@ -79,9 +79,19 @@ class FakeNetwork:
             name="eth0", mac="02:00:00:00:00:01", mtu=1450, addresses=[f"{address}/16"], tap="tap_eth0"
         )
         routes = [NetworkRoute(destination="0.0.0.0/0", gateway="10.88.0.1", interface="eth0")]
-        self.taps.append(FakeTap())
         network = PodNetwork(netns="/run/netns/fake", interfaces=[nic], routes=routes, dns=Dns(servers=["10.88.0.1"]))
+        if sandbox.spec.kind is SandboxKind.IMAGE:
+            return network, []
+        self.taps.append(FakeTap())
         return network, self.taps[-1:]
+
+    async def open_taps(self, sandbox: Sandbox) -> list[FakeTap]:
+        await self.faults.at("network.open_taps")
+        if sandbox.network is None or sandbox.id not in self.attached:
+            raise NetworkError(f"the network of pod {sandbox.id[:13]} is gone")
+        opened = [FakeTap() for _ in sandbox.network.interfaces]
+        self.taps += opened
+        return opened
 
     async def teardown(self, sandbox_id: str) -> None:
         await self.faults.at("network.teardown")

@@ -10,7 +10,7 @@ import structlog
 
 from vmruntime.aio.pipeline import in_thread
 from vmruntime.config.settings import NetworkSettings
-from vmruntime.errors import VmruntimeError
+from vmruntime.errors import Code, VmruntimeError
 from vmruntime.model.sandbox import NetworkInterface, PodNetwork, Sandbox, SandboxKind, UserNamespace
 from vmruntime.network import conf as configuration
 from vmruntime.network import netns
@@ -20,7 +20,7 @@ from vmruntime.network.cni import Cni
 from vmruntime.network.errors import NetworkConfigError, NetworkError
 from vmruntime.network.plugins import Plugins
 from vmruntime.network.result import CniResult
-from vmruntime.network.survey import survey
+from vmruntime.network.survey import Survey, survey
 from vmruntime.network.tap import TapHandle, open_tap, tap_name
 from vmruntime.network.template import FILE_NAME, render, write
 from vmruntime.network.turn import turn
@@ -84,7 +84,10 @@ class NetworkService:
             log.info("CNI configuration made of network.conf_template", network=conf.name, pod_cidrs=cidrs)
 
     async def add(self, sandbox: Sandbox) -> tuple[PodNetwork, list[TapHandle]]:
-        """Make the pod's namespace, run CNI ADD and open taps; on failure nothing stays.
+        """Make the pod's namespace, run CNI ADD and make taps; on failure nothing stays.
+
+        Returns:
+            The network, and the taps, open; none of an image pod's, which open_taps() opens for each of its VMs.
 
         Raises:
             NetworkConfigError: There is no network to join; nothing was begun.
@@ -110,16 +113,37 @@ class NetworkService:
             async with turn(self._attachments.lock(sandbox.id), self._settings.plugin_timeout) as lock:
                 result = await self._cni.add(attachment, lock)
             await self._attachments.save(attachment)
-            plugs = taps if sandbox.spec.kind is not SandboxKind.HOST else None
-            return await self._join(namespace, result, plugs), taps
+            network = _pod_network(namespace, await survey(namespace, result), result, sandbox.spec.kind)
+            await _open_taps(network, taps, persistent=sandbox.spec.kind is SandboxKind.IMAGE)
+            if sandbox.spec.kind is SandboxKind.IMAGE:
+                _close(taps)
+            return network, taps
         except BaseException as error:
-            for tap in taps:
-                tap.close()
+            _close(taps)
             try:
                 await self.teardown(sandbox.id)
             except VmruntimeError as second:
                 error.add_note(f"cleaning up failed too: {second}")
             raise
+
+    async def open_taps(self, sandbox: Sandbox) -> list[TapHandle]:
+        """Open the taps of an image pod, in the order of its interfaces; one that is gone is made again.
+
+        Raises:
+            NetworkError: A VM has one open, or the pod's network is gone; none stays open.
+        """
+        network = sandbox.network
+        if network is None or not Path(network.netns).exists():
+            raise NetworkError(
+                f"the network of pod {sandbox.id[:13]} is gone", remedy="remove the pod", code=Code.FAILED_PRECONDITION
+            )
+        taps: list[TapHandle] = []
+        try:
+            await _open_taps(network, taps, persistent=True)
+        except BaseException:
+            _close(taps)
+            raise
+        return taps
 
     async def teardown(self, sandbox_id: str) -> None:
         """Run DEL with the cached configuration and result, then remove the namespace; nothing left: success.
@@ -199,25 +223,6 @@ class NetworkService:
         if await self._cni.collect(conf, valid):
             log.info("CNI plugins have collected garbage", network=conf.name, valid=len(valid))
 
-    async def _join(self, namespace: Path, result: CniResult, taps: list[TapHandle] | None) -> PodNetwork:
-        """Return the pod's interfaces; with `taps`, a tap beside each is added to it."""
-        seen = await survey(namespace, result)
-        nics = []
-        for nic in seen.nics:
-            if taps is not None:
-                taps.append(await open_tap(namespace, nic))
-            nics.append(
-                NetworkInterface(
-                    name=nic.name,
-                    mac=nic.mac,
-                    mtu=nic.mtu,
-                    addresses=nic.addresses,
-                    neighbours=nic.neighbours,
-                    tap=tap_name(nic) if taps is not None else "",
-                )
-            )
-        return PodNetwork(netns=str(namespace), interfaces=nics, routes=seen.routes, dns=result.dns)
-
     async def _usable(self) -> configuration.NetworkConf:
         """Return the network that pods join now.
 
@@ -249,3 +254,33 @@ class NetworkService:
 def _owner(sandbox: Sandbox) -> UserNamespace | None:
     """Return whose the namespace is: in a VM containers have the guest's network, which is another."""
     return sandbox.spec.namespaces.user_namespace if sandbox.spec.kind is SandboxKind.HOST else None
+
+
+def _pod_network(namespace: Path, seen: Survey, result: CniResult, kind: SandboxKind) -> PodNetwork:
+    """Return what CNI made; all but host pods have a tap beside each interface."""
+    interfaces = [
+        NetworkInterface(
+            name=nic.name,
+            mac=nic.mac,
+            mtu=nic.mtu,
+            addresses=nic.addresses,
+            neighbours=nic.neighbours,
+            tap=tap_name(nic.index) if kind is not SandboxKind.HOST else "",
+        )
+        for nic in seen.nics
+    ]
+    return PodNetwork(netns=str(namespace), interfaces=interfaces, routes=seen.routes, dns=result.dns)
+
+
+async def _open_taps(network: PodNetwork, taps: list[TapHandle], *, persistent: bool) -> None:
+    """Open the taps of all interfaces that have one and add each to `taps`, which the caller closes on failure."""
+    for nic in network.interfaces:
+        if nic.tap:
+            taps.append(await open_tap(Path(network.netns), nic, persistent=persistent))
+
+
+def _close(taps: list[TapHandle]) -> None:
+    """Close taps and forget them."""
+    for tap in taps:
+        tap.close()
+    taps.clear()

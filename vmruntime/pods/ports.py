@@ -25,7 +25,11 @@ class Network(Protocol):
     """Pod networks."""
 
     async def add(self, sandbox: Sandbox) -> tuple[PodNetwork, Sequence[Tap]]:
-        """Make the pod's network namespace, run CNI ADD and open a tap beside each interface."""
+        """Make the pod's network namespace, run CNI ADD and make a tap beside each interface.
+
+        Returns:
+            The network, and the taps, open; none of an image pod's, which open_taps() opens for each of its VMs.
+        """
 
     async def open_taps(self, sandbox: Sandbox) -> Sequence[Tap]:
         """Open the taps of an image pod, which stay when its VM ends; nobody may have them open.
