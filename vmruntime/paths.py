@@ -47,6 +47,16 @@ class Paths:
         return self.root / "layers"
 
     @property
+    def disks(self) -> Path:
+        """Disks of VM images, one file a digest; VMs' account opens them by path."""
+        return self.root / "disks"
+
+    @property
+    def downloads(self) -> Path:
+        """Disks that are arriving by URL; what is here is gone on with, by a later daemon too."""
+        return self.root / "downloads"
+
+    @property
     def incoming(self) -> Path:
         """Pulls in progress; whatever is here when the daemon starts is half-made and goes."""
         return self.root / "incoming"

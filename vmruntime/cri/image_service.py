@@ -10,15 +10,14 @@ from vmruntime import tracing
 from vmruntime.clock import Clock
 from vmruntime.cri.ports import Images
 from vmruntime.cri.streams import pieces
-from vmruntime.cri.translate.checks import bad
 from vmruntime.cri.translate.image import (
     auth_from_cri,
     fs_usage_to_cri,
     image_info,
     image_to_cri,
     reference_from_cri,
+    wants_disk,
 )
-from vmruntime.cri.translate.sandbox import HANDLERS
 from vmruntime.errors import NotFound
 from vmruntime.generated import cri_pb2 as cri
 from vmruntime.generated.cri_pb2_grpc import ImageServiceServicer
@@ -46,6 +45,8 @@ class ImageService(ImageServiceServicer):
     async def ImageStatus(self, request: cri.ImageStatusRequest, context: Any) -> cri.ImageStatusResponse:
         """Return an image; one that is not here is an empty answer, not an error."""
         reference = reference_from_cri(request.image, given=request.HasField("image"))
+        if wants_disk(request.image):
+            reference = await self._images.vm_name(reference)
         image = self._images.status(reference)
         if image is None:
             return cri.ImageStatusResponse()
@@ -54,11 +55,11 @@ class ImageService(ImageServiceServicer):
     async def PullImage(self, request: cri.PullImageRequest, context: Any) -> cri.PullImageResponse:
         """Pull an image and return its id, which every later answer repeats (CRI's rule since Kubernetes 1.36)."""
         reference = reference_from_cri(request.image, given=request.HasField("image"))
-        handler = request.image.runtime_handler
-        if handler and handler not in HANDLERS:
-            raise bad("image.runtime_handler", handler, f"names no handler; known: {', '.join(HANDLERS)}")
+        for_vm = wants_disk(request.image, request.sandbox_config)
+        if for_vm:
+            reference = await self._images.vm_name(reference)
         tracing.annotate({"container.image.name": reference})
-        image = await self._images.pull(reference, auth_from_cri(request))
+        image = await self._images.pull(reference, auth_from_cri(request), for_vm=for_vm)
         return cri.PullImageResponse(image_ref=image.id)
 
     async def RemoveImage(self, request: cri.RemoveImageRequest, context: Any) -> cri.RemoveImageResponse:

@@ -30,8 +30,11 @@ class FsUsage(Protocol):
 class Images(Protocol):
     """The image service. Methods may raise any vmruntime.errors class."""
 
-    async def pull(self, reference: str, auth: RegistryAuth | None) -> Image:
-        """Bring an image here, or find that it is, and return it."""
+    async def pull(self, reference: str, auth: RegistryAuth | None, *, for_vm: bool = False) -> Image:
+        """Bring an image here, or find that it is, and return it; with `for_vm` it has to have a disk that VMs boot."""
+
+    async def vm_name(self, reference: str) -> str:
+        """Return what an image pod means by a reference, which may be a VM image by URL."""
 
     def status(self, reference: str) -> Image | None:
         """Return the image that a name, digest reference or id stands for; None: not here."""

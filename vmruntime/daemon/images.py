@@ -18,14 +18,20 @@ class DaemonImages:
     def __init__(self, service: ImageService) -> None:
         self._service = service
 
-    async def pull(self, reference: str, auth: RegistryAuth | None) -> Image:
-        """Pull from a registry, or import an image from this host's disk."""
+    async def pull(self, reference: str, auth: RegistryAuth | None, *, for_vm: bool = False) -> Image:
+        """Pull from a registry or by URL, or import an image from this host's disk."""
         if not reference.startswith(IMPORT_TRANSPORTS):
-            return await self._service.pull(reference, auth)
+            return await self._service.pull(reference, auth, for_vm=for_vm)
         imported = await self._service.import_archive(reference)
         if not imported:
             raise NotFound(f"{reference} holds no image")
+        if for_vm:
+            await self._service.vm_disk(imported[0])
         return imported[0]
+
+    async def vm_name(self, reference: str) -> str:
+        """Return what an image pod means by a reference."""
+        return reference if reference.startswith(IMPORT_TRANSPORTS) else await self._service.vm_name(reference)
 
     def status(self, reference: str) -> Image | None:
         """Return an image that is here."""

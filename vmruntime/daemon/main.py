@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -98,7 +99,19 @@ async def _start(settings: Settings, paths: Paths, parts: Parts, stack: contextl
     def images_in_use() -> set[str]:
         return {image for container in registry.containers(hidden=True) for image in container.image_ids}
 
-    images = ImageService(paths, database, settings.images, clock, in_use=layers_in_use, images_in_use=images_in_use)
+    def disks_in_use() -> set[str]:
+        return {container.disk for container in registry.containers(hidden=True) if container.disk}
+
+    images = ImageService(
+        paths,
+        database,
+        settings.images,
+        clock,
+        in_use=layers_in_use,
+        images_in_use=images_in_use,
+        disks_in_use=disks_in_use,
+        account=settings.hypervisor.user,
+    )
     await images.load()
     network = parts.network or NetworkService(paths, settings.network)
     owned = OwnedResources(Ledger(database), parts.cgroups or HostCgroups.detect())
@@ -200,20 +213,30 @@ async def _hypervisor(settings: Settings, paths: Paths, owned: OwnedResources, f
 
 
 def _make_directories(paths: Paths) -> None:
-    """Make the two roots. VMs' helpers run unprivileged and must pass through RUN; nothing else is open to them.
+    """Make the two roots. VMs and their helpers run unprivileged and must pass through: sockets are below RUN, disks below ROOT.
 
     Raises:
         FailedPrecondition: A directory cannot be made.
     """
-    wanted = {paths.root: 0o700, paths.run: 0o711, paths.sandboxes: 0o711, paths.run / "logs": 0o700, paths.pods: 0o700}
-    for directory, mode in wanted.items():
-        try:
-            directory.mkdir(parents=True, exist_ok=True)
-            directory.chmod(mode)
-        except OSError as error:
-            raise FailedPrecondition(
-                f"the directory {directory} cannot be made: {error.strerror}", remedy="run the daemon as root"
-            ) from error
+    passed = (paths.root, paths.run, paths.sandboxes, paths.disks, paths.pods)
+    private = (paths.run / "logs", paths.cni_cache, paths.incoming, paths.downloads)
+    for directory in (*passed, *private):
+        with _must_be_made(directory):
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    # What is private is closed before the way to it is opened: an earlier version's ROOT was closed as a whole.
+    for directory in (*private, *reversed(passed)):
+        with _must_be_made(directory):
+            directory.chmod(0o700 if directory in private else 0o711)
+
+
+@contextlib.contextmanager
+def _must_be_made(directory: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise FailedPrecondition(
+            f"the directory {directory} cannot be made: {error.strerror}", remedy="run the daemon as root"
+        ) from error
 
 
 def _host_memory_mib() -> int:

@@ -55,6 +55,11 @@ class Catalog:
         left_out = set(without)
         return {layer.diff_id for image in self._images.values() if image.id not in left_out for layer in image.layers}
 
+    def disks_in_use(self, without: Iterable[str] = ()) -> set[str]:
+        """Return the digests of disks that images have, but for the images with these ids."""
+        left_out = set(without)
+        return {i.disk.digest for i in self._images.values() if i.id not in left_out and i.disk is not None}
+
     def with_image(self, image: Image) -> list[Image]:
         """Return what changes when an image is added.
 
@@ -62,8 +67,11 @@ class Catalog:
         """
         before = self._images.get(image.id)
         if before is not None:
+            keeps_disk = image.disk is None
             image = msgspec.structs.replace(
                 image,
+                disk=before.disk if keeps_disk else image.disk,
+                size=before.size if keeps_disk else image.size,
                 repo_tags=_union(before.repo_tags, image.repo_tags),
                 repo_digests=_union(before.repo_digests, image.repo_digests),
                 created_at=before.created_at,

@@ -53,6 +53,11 @@ async def build(blob: Path, diff_id: str, work: Path, limit: int) -> Path:
     return image
 
 
+def mount_command(image: Path, target: Path, *options: str) -> list[str]:
+    """Return the mount(8) command that shows a layer in a directory, read-only and without its devices."""
+    return ["mount", "-t", "erofs", "-o", ",".join(("loop", "ro", "nodev", *options)), "--", str(image), str(target)]
+
+
 async def _unpack(blob: Path, diff_id: str, root: Path, limit: int) -> int:
     """Unpack into an empty directory and return the tar's size in bytes.
 

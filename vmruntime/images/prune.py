@@ -24,8 +24,17 @@ def stale(images: Iterable[Image], in_use: set[str], before_ns: int) -> list[Ima
     return sorted(found, key=lambda image: (last_use(image), image.id))
 
 
-def bytes_of(images: Iterable[Image], needed: set[str]) -> int:
-    """Return what the layers of some images take on disk, those left out whose diffIDs are needed elsewhere."""
-    return sum(
-        {layer.diff_id: layer.size for one in images for layer in one.layers if layer.diff_id not in needed}.values()
+def bytes_of(images: Iterable[Image], layers_needed: set[str], disks_needed: set[str]) -> int:
+    """Return what the layers and disks of some images take, those left out that are needed elsewhere.
+
+    Args:
+        images: Which.
+        layers_needed: DiffIDs.
+        disks_needed: Digests of disks.
+    """
+    listed = list(images)
+    layers = {layer.diff_id: layer.size for one in listed for layer in one.layers}
+    disks = {one.disk.digest: one.disk.file_size for one in listed if one.disk is not None}
+    return sum(size for diff_id, size in layers.items() if diff_id not in layers_needed) + sum(
+        size for digest, size in disks.items() if digest not in disks_needed
     )

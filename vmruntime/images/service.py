@@ -27,10 +27,12 @@ from vmruntime.images.prune import bytes_of, stale
 from vmruntime.images.pull import Pull, Pulled
 from vmruntime.images.reference import Reference
 from vmruntime.images.scratch import ScratchSpace
-from vmruntime.images.shared import SharedWork
+from vmruntime.images.shared import ToldWork
 from vmruntime.images.shortnames import ShortNames
 from vmruntime.images.skopeo import Session, session
-from vmruntime.model.image import Image, ImageUse, Layer, Pruned, RegistryAuth
+from vmruntime.images.translation import PREFIX
+from vmruntime.images.vm_images import VmImages, with_disk
+from vmruntime.model.image import DiskImage, Image, ImageConfig, ImageUse, Layer, Pruned, RegistryAuth
 from vmruntime.paths import Paths
 from vmruntime.store.database import Database
 from vmruntime.store.image_records import ImageRecords
@@ -46,7 +48,7 @@ class FsUsage:
 
     Attributes:
         mountpoint: A directory on the file system the layers are on.
-        used_bytes, used_inodes: Of the layers alone.
+        used_bytes, used_inodes: Of layers and VM images' disks alone.
     """
 
     mountpoint: Path
@@ -79,6 +81,8 @@ class ImageService:
         group_id: int | None = None,
         in_use: Callable[[], set[str]] = set,
         images_in_use: Callable[[], set[str]] = set,
+        disks_in_use: Callable[[], set[str]] = set,
+        account: str = "",
         platform: Platform | None = None,
         max_layer_bytes: int | None = None,
     ) -> None:
@@ -92,6 +96,8 @@ class ImageService:
             group_id: The group hypervisors run in, which may read layers; None: root's alone.
             in_use: Returns the diffIDs of layers that containers run on; these stay when their image goes.
             images_in_use: Returns the ids of images that containers have; `prune` leaves them.
+            disks_in_use: Returns the digests of VM images' disks that pods use; these stay when their image goes.
+            account: Who VMs run as, which may read VM images' disks; empty: root alone may.
             platform: What images have to be for; None: this host's.
             max_layer_bytes: In place of settings.max_layer_gib.
         """
@@ -100,32 +106,35 @@ class ImageService:
         self._clock = clock
         self._in_use = in_use
         self._images_in_use = images_in_use
+        self._disks_in_use = disks_in_use
         self._platform = platform or host_platform()
         self._records = ImageRecords(database)
         self._incoming = ScratchSpace(paths.incoming)
         self._sessions = ScratchSpace(paths.run / "pulls")
         limit = max_layer_bytes or settings.max_layer_gib * _GIB
         self._layers = LayerStore(paths.layers, self._incoming, self._records, limit=limit, group_id=group_id)
+        self._vm = VmImages(paths, settings, self._incoming, self._sessions, self.layer_path, account)
         self._names = ShortNames(settings.registries_conf)
         self._catalog = Catalog(resolve=self._names.resolve)
-        self._pulls: SharedWork[_Job, Image] = SharedWork()
-        self._reports: dict[_Job, list[Report]] = {}
+        self._pulls: ToldWork[_Job, Image, PullProgress] = ToldWork()
         # Held from reading the catalog to changing it, so that two pulls do not both take a name.
         self._changing = asyncio.Lock()
         self._pins = Pins(settings.pinned, self._names.resolve)
 
     async def load(self) -> None:
-        """Read the store; an image that has lost a layer's file is forgotten, so that it is pulled again."""
+        """Read the store; an image that has lost a file is forgotten, so that it is pulled again."""
         try:
             await self._names.refresh()
         except FailedPrecondition as error:
             log.error("short names have no aliases", error=str(error))  # pulls say so too; what runs goes on
         images, layers = await self._records.load()
         await self._layers.load(layers)
-        whole = [image for image in images if all(self._layers.get(layer.diff_id) for layer in image.layers)]
+        whole, _ = await self._vm.load(
+            image for image in images if all(self._layers.get(layer.diff_id) for layer in image.layers)
+        )
         kept = {image.id for image in whole}
         if broken := [image for image in images if image.id not in kept]:
-            log.warning("images with missing layers are forgotten", images=[image.id for image in broken])
+            log.warning("images with missing files are forgotten", images=[image.id for image in broken])
             await self._records.delete_images(image.id for image in broken)
         self._catalog = Catalog((self._with_pin(image) for image in whole), self._names.resolve)
 
@@ -136,6 +145,7 @@ class ImageService:
         progress: Report | None = None,
         *,
         tls_verify: bool | None = None,
+        for_vm: bool = False,
     ) -> Image:
         """Pull an image, or bring its name up to date; layers that are here are not fetched again.
 
@@ -143,11 +153,12 @@ class ImageService:
         cancelled and then leaves nothing behind.
 
         Args:
-            reference: As people write it; see vmruntime.images.reference.
+            reference: As people write it; see vmruntime.images.reference. virtlet.cloud/NAME is a VM image by URL.
             auth: Credentials for this pull alone. Without them the pull is anonymous: those an administrator
                 keeps on the host are not used.
             progress: Called in the event loop whenever the pull gets further; must not raise.
             tls_verify: False accepts any certificate and plain HTTP; None leaves it to registries.conf.
+            for_vm: An image pod is to boot it: it has to have a disk that is fit for that.
 
         Raises:
             InvalidArgument: The reference or the credentials are malformed.
@@ -155,23 +166,20 @@ class ImageService:
             PermissionDenied: The registry or the signature policy refuses.
             Unavailable: The registry does not answer, or stopped answering.
             FailedPrecondition: The image is corrupt or cannot run here.
-            ResourceExhausted: The disk is full, or a layer is larger than images.max_layer_gib.
+            ResourceExhausted: The disk is full, or a layer or disk is larger than images.max_layer_gib or max_disk_gib.
         """
+        if reference.startswith(PREFIX):
+            name = references.parse(reference)
+            return await self._pulls.join(_Job(name, None, None), lambda tell: self._pull_by_url(name, tell), progress)
         # Refuses bad credentials before any work. They are for the registry that the name says, which is the default
         # one for a short name: an alias must not lead them to another.
         credentials = auth_file(auth, references.parse(reference).domain)
         await self._names.refresh()
         job = _Job(self._names.resolve(reference), auth, tls_verify)
-        listeners = self._reports.setdefault(job, [])
-        if progress is not None:
-            listeners.append(progress)
-        try:
-            return await self._pulls.join(job, lambda: self._pull(job, credentials))
-        finally:
-            if progress is not None:
-                listeners.remove(progress)
-            if not listeners and self._reports.get(job) is listeners:
-                del self._reports[job]
+        image = await self._pulls.join(job, lambda tell: self._pull(job, credentials, tell), progress)
+        if for_vm:
+            await self.vm_disk(image)
+        return image
 
     async def import_archive(self, source: str, names: Iterable[str] = ()) -> list[Image]:
         """Take in an image from a file or directory on this host.
@@ -195,6 +203,30 @@ class ImageService:
         finally:
             self._layers.release(owner)
 
+    async def vm_name(self, reference: str) -> str:
+        """Return what an image pod means by a reference: virtlet.cloud/NAME where a translation knows NAME.
+
+        Raises:
+            FailedPrecondition: A translation file cannot be used; the message names it.
+        """
+        return reference if self._catalog.get(reference) is not None else await self._vm.name(reference)
+
+    async def vm_disk(self, image: Image) -> tuple[Path, DiskImage]:
+        """Return the disk of an image and its file, taken out of a containerDisk's layers when that was not done yet.
+
+        It stays as long as a container has the image (`images_in_use`), or a pod the disk (`disks_in_use`).
+
+        Raises:
+            FailedPrecondition: It has none, or one that may not be given to a VM.
+            ResourceExhausted: The disk is larger than images.max_disk_gib, or the host's is full.
+        """
+        known = self._catalog.get(image.id) or image
+        disk = known.disk
+        if disk is None or self._vm.disks.get(disk.digest) is None:
+            disk = await self._take_out(known)
+        self._vm.give(image, disk.digest)
+        return self._vm.disks.path(disk), disk
+
     def status(self, reference: str) -> Image | None:
         """Return the image of a name, a digest, or a full or short id; None when there is none.
 
@@ -210,8 +242,8 @@ class ImageService:
     async def remove(self, reference: str) -> None:
         """Remove an image with all its names, by whichever of them or by its id; success when there is none.
 
-        This is CRI's RemoveImage. Layers that nothing else needs are freed; those that containers run on stay
-        until `sweep`.
+        This is CRI's RemoveImage. Layers and disks that nothing else needs are freed; those that containers run on
+        stay until `sweep`.
         """
         async with self._changing:
             image = self._catalog.find(reference)
@@ -220,17 +252,19 @@ class ImageService:
             await self._records.delete_images([image.id])
             self._catalog.drop([image.id])
         log.info("image removed", image=image.id, names=image.repo_tags)
-        await self._layers.collect(self._needed)
+        await self._collect()
 
     async def sweep(self) -> None:
-        """Free what nothing needs: layers, and what interrupted pulls left behind.
+        """Free what nothing needs: layers, disks, and what interrupted pulls left behind.
 
         To be called when the daemon has started, with running containers known, and after a container is removed.
         """
         await self._incoming.sweep()
         await self._sessions.sweep()
+        await self._vm.urls.sweep()
         await self._layers.sweep()
-        await self._layers.collect(self._needed)
+        await self._vm.disks.sweep(self._disks_in_use)
+        await self._collect()
 
     async def prune(self, unused_seconds: float, *, dry_run: bool = False) -> Pruned:
         """Remove the images that nobody has used for some time, but for pinned ones and those that containers have.
@@ -243,7 +277,7 @@ class ImageService:
             before = self._clock.now_ns() - int(unused_seconds * 1e9)
             chosen = stale(self._catalog.all(), self._images_in_use(), before)
             ids = [image.id for image in chosen]
-            size = bytes_of(chosen, self._catalog.layers_in_use(without=ids) | self._in_use())
+            size = bytes_of(chosen, self._layers_needed(without=ids), self._disks_needed(without=ids))
             if dry_run or not chosen:
                 return Pruned(images=chosen, freed_bytes=size)
             # Out of memory first, in the same step as the choice: a container that is made while the store is written
@@ -255,7 +289,7 @@ class ImageService:
                 self._catalog.put(chosen)
                 raise
         log.info("unused images removed", images=ids, unused_seconds=unused_seconds)
-        await self._layers.collect(self._needed)
+        await self._collect()
         return Pruned(images=chosen, freed_bytes=size)
 
     def uses(self) -> Sequence[ImageUse]:
@@ -286,11 +320,42 @@ class ImageService:
         return self._layers.path(layer.diff_id)
 
     def fs_usage(self) -> FsUsage:
-        """Return what layers take on disk."""
-        used_bytes, used_inodes = self._layers.usage()
-        return FsUsage(self._paths.layers, used_bytes, used_inodes)
+        """Return what layers and VM images' disks take."""
+        layers, disks = self._layers.usage(), self._vm.disks.usage()
+        return FsUsage(self._paths.layers, layers[0] + disks[0], layers[1] + disks[1])
 
-    async def _pull(self, job: _Job, credentials: bytes) -> Image:
+    async def _pull_by_url(self, name: Reference, tell: Report) -> Image:
+        owner = f"pull {token_hex(8)}"
+        started = self._clock.monotonic()
+        try:
+            disk = await self._vm.urls.pull(name, owner, tell)
+            pulled = Pulled(id=disk.digest, digest=disk.digest, layers=[], config=ImageConfig())
+            image = await self._record(pulled, _tags(name), [name.with_digest(disk.digest)], disk)
+        finally:
+            self._vm.disks.release(owner)
+        self._done(name, image, started, tell)
+        return image
+
+    async def _take_out(self, image: Image) -> DiskImage:
+        owner = f"disk {token_hex(8)}"
+        name = (image.repo_tags or image.repo_digests or [image.id])[0]
+        if not image.layers and image.disk is not None:
+            raise FailedPrecondition(f"{name}: its disk is not here any more", remedy="pull it again")
+        self.hold(image.layers, owner)
+        try:
+            disk = await self._vm.containers.disk_of(image.layers, name, owner)
+            async with self._changing:
+                if (current := self._catalog.get(image.id)) is not None:  # else it was removed meanwhile
+                    changed = with_disk(current, disk)
+                    await self._records.put_images([changed])
+                    self._catalog.put([changed])
+        finally:
+            self.release(owner)
+            self._vm.disks.release(owner)
+        log.info("disk taken out of its image", image=image.id, disk=disk.digest, format=disk.format)
+        return disk
+
+    async def _pull(self, job: _Job, credentials: bytes, tell: Report) -> Image:
         owner = f"pull {token_hex(8)}"
         started = self._clock.monotonic()
         name = job.reference
@@ -299,16 +364,17 @@ class ImageService:
                 self._incoming.directory() as work,
                 self._session(credentials, secrets_of(job.auth), job.tls_verify) as skopeo,
             ):
-                pulled = await self._job(skopeo, owner).from_registry(name, work, lambda p: self._tell(job, p))
-            tags = [] if name.digest else [str(name)]
-            image = await self._record(pulled, tags, [name.with_digest(pulled.digest)])
+                pulled = await self._job(skopeo, owner).from_registry(name, work, tell)
+            image = await self._record(pulled, _tags(name), [name.with_digest(pulled.digest)])
         finally:
             self._layers.release(owner)
-        self._tell(job, PullProgress(reference=str(name), phase=Phase.DONE))
-        log.info(
-            "image pulled", image=image.id, reference=str(name), seconds=round(self._clock.monotonic() - started, 3)
-        )
+        self._done(name, image, started, tell)
         return image
+
+    def _done(self, name: Reference, image: Image, started: float, tell: Report) -> None:
+        tell(PullProgress(reference=str(name), phase=Phase.DONE))
+        seconds = round(self._clock.monotonic() - started, 3)
+        log.info("image pulled", image=image.id, reference=str(name), seconds=seconds)
 
     def _session(
         self, credentials: bytes, secrets: Sequence[str], tls_verify: bool | None = None
@@ -319,7 +385,9 @@ class ImageService:
         stall = self._settings.pull_timeout
         return Pull(skopeo, self._layers, self._platform, self._clock, owner=owner, stall=stall)
 
-    async def _record(self, pulled: Pulled, tags: Sequence[str], digests: Sequence[str]) -> Image:
+    async def _record(
+        self, pulled: Pulled, tags: Sequence[str], digests: Sequence[str], disk: DiskImage | None = None
+    ) -> Image:
         now = self._clock.now_ns()
         image = Image(
             id=pulled.id,
@@ -327,9 +395,10 @@ class ImageService:
             repo_digests=[*digests],
             layers=pulled.layers,
             config=pulled.config,
-            size=sum(layer.size for layer in pulled.layers),
+            size=sum(layer.size for layer in pulled.layers) + (disk.file_size if disk else 0),
             created_at=now,
             last_used_at=now,
+            disk=disk,
         )
         async with self._changing:
             changed = [self._with_pin(each) for each in self._catalog.with_image(image)]
@@ -340,9 +409,16 @@ class ImageService:
     def _with_pin(self, image: Image) -> Image:
         return msgspec.structs.replace(image, pinned=self._pins.cover([*image.repo_tags, *image.repo_digests]))
 
-    def _needed(self) -> set[str]:
-        return self._catalog.layers_in_use() | self._in_use()
+    async def _collect(self) -> None:
+        await self._layers.collect(self._layers_needed)
+        await self._vm.disks.collect(self._disks_needed)
 
-    def _tell(self, job: _Job, progress: PullProgress) -> None:
-        for report in tuple(self._reports.get(job, ())):
-            report(progress)
+    def _layers_needed(self, without: Iterable[str] = ()) -> set[str]:
+        return self._catalog.layers_in_use(without) | self._in_use()
+
+    def _disks_needed(self, without: Iterable[str] = ()) -> set[str]:
+        return self._catalog.disks_in_use(without) | self._disks_in_use() | self._vm.given(self._images_in_use())
+
+
+def _tags(name: Reference) -> list[str]:
+    return [] if name.digest else [str(name)]

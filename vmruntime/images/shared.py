@@ -9,6 +9,7 @@ from typing import Generic, TypeVar
 
 K = TypeVar("K", bound=Hashable)
 T = TypeVar("T")
+P = TypeVar("P")
 
 
 @dataclasses.dataclass
@@ -59,3 +60,37 @@ class SharedWork(Generic[K, T]):
         await asyncio.wait([work.task])
         if not work.task.cancelled():
             work.task.exception()  # it failed while ending; its caller is gone, so nobody else will ask
+
+
+class ToldWork(Generic[K, T, P]):
+    """Shared work that tells all who wait for it how far it is."""
+
+    def __init__(self) -> None:
+        self._work: SharedWork[K, T] = SharedWork()
+        self._listeners: dict[K, list[Callable[[P], None]]] = {}
+
+    async def join(
+        self, key: K, start: Callable[[Callable[[P], None]], Awaitable[T]], listener: Callable[[P], None] | None
+    ) -> T:
+        """Return the result of the work of this key.
+
+        Args:
+            key: What makes work the same.
+            start: Starts it, when nobody has; it is given what tells the listeners.
+            listener: Called in the event loop; must not raise.
+        """
+
+        def tell(progress: P) -> None:
+            for one in tuple(self._listeners.get(key, ())):
+                one(progress)
+
+        listeners = self._listeners.setdefault(key, [])
+        if listener is not None:
+            listeners.append(listener)
+        try:
+            return await self._work.join(key, lambda: start(tell))
+        finally:
+            if listener is not None:
+                listeners.remove(listener)
+            if not listeners and self._listeners.get(key) is listeners:
+                del self._listeners[key]

@@ -167,6 +167,7 @@ class Container(msgspec.Struct, frozen=True, kw_only=True):
         image_id: Id of the image that runs, "sha256:…".
         image_ref: The digest reference reported as ContainerStatus.image_ref.
         volume_image_ids: Ids of the images that are mounted as volumes.
+        disk: Digest of the VM image's disk that it boots; empty: not of an image pod.
         disk_serials: Serials of the block devices that were plugged in for it: a path may later name another device.
         stop_signal: The signal StopContainer sends first, by number.
         edits: What its CDI devices add to the specification.
@@ -182,6 +183,7 @@ class Container(msgspec.Struct, frozen=True, kw_only=True):
     image_ref: str = ""
     volume_image_ids: list[str] = []
     layers: list[str] = []
+    disk: str = ""
     disk_serials: list[str] = []
     stop_signal: int = 15
     edits: ContainerEdits = ContainerEdits()

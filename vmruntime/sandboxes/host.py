@@ -24,6 +24,7 @@ from vmruntime.aio.userns import owner_of
 from vmruntime.config.settings import Settings
 from vmruntime.errors import FailedPrecondition, Unimplemented
 from vmruntime.hypervisor.errors import BootFailed, VmGone
+from vmruntime.images.erofs import mount_command
 from vmruntime.model.container import Device, Mount
 from vmruntime.model.ledger import Resource, ResourceKind
 from vmruntime.model.resources import LinuxResources, VmSize
@@ -303,7 +304,7 @@ def _owned_network(sandbox: Sandbox) -> Path | None:
 async def _mount_layer(image: Path, target: Path, network: Path | None) -> None:
     """Mount a layer; its files belong to the ids of the user namespace that owns `network`, if there is one."""
     target.mkdir(exist_ok=True)
-    done = await run(["mount", "-t", "erofs", "-o", "loop,ro,nodev", str(image), str(target)])
+    done = await run(mount_command(image, target))
     if done.returncode != 0:
         target.rmdir()
         raise FailedPrecondition(

@@ -214,17 +214,24 @@ class FakeImages:
     def __init__(self) -> None:
         self.found: list[Image] = []
         self.pulled: list[tuple[str, RegistryAuth | None]] = []
+        self.for_vms: list[str] = []
+        self.translated: set[str] = set()
         self.pruned: list[tuple[float, bool]] = []
         self.fail: BaseException | None = None
 
-    async def pull(self, reference: str, auth: RegistryAuth | None) -> Image:
+    async def pull(self, reference: str, auth: RegistryAuth | None, *, for_vm: bool = False) -> Image:
         self.pulled.append((reference, auth))
+        if for_vm:
+            self.for_vms.append(reference)
         if self.fail is not None:
             failure, self.fail = self.fail, None
             raise failure
         image = make_image(reference)
         self.found.append(image)
         return image
+
+    async def vm_name(self, reference: str) -> str:
+        return f"virtlet.cloud/{reference}" if reference in self.translated else reference
 
     def status(self, reference: str) -> Image | None:
         for image in self.found:

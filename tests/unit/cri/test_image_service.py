@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 
 import grpc
+import msgspec
 import pytest
 
 from tests.unit.cri.conftest import Rig
@@ -10,7 +11,7 @@ from tests.unit.cri.fakes import IMAGE_ID, make_image
 from tests.unit.cri.test_runtime_service import refused
 from vmruntime.generated import cri_pb2 as cri
 from vmruntime.generated import maintenance_pb2 as own
-from vmruntime.model.image import RegistryAuth
+from vmruntime.model.image import DiskImage, RegistryAuth
 
 Code = grpc.StatusCode
 NAME = "docker.io/library/busybox:1"
@@ -40,6 +41,44 @@ async def test_pull_for_an_unknown_handler(rig: Rig) -> None:
     request = cri.PullImageRequest(image=cri.ImageSpec(image=NAME, runtime_handler="kata"))
     code, details = await refused(rig.image.PullImage(request))
     assert (code, "container, image, host" in details) == (Code.INVALID_ARGUMENT, True)
+
+
+@pytest.mark.parametrize(
+    ("handler", "of_image", "of_pod", "for_vm"),
+    [
+        ("", {}, {}, False),
+        ("image", {}, {}, True),
+        ("container", {}, {}, False),
+        ("", {"vmruntime.io/kind": "image"}, {}, True),
+        ("", {}, {"vmruntime.io/kind": "image"}, True),
+        ("", {}, {"kubernetes.io/target-runtime": "virtlet.cloud"}, True),
+        ("image", {"vmruntime.io/kind": "container"}, {}, False),
+    ],
+)
+async def test_pull_for_an_image_pod(
+    rig: Rig, handler: str, of_image: dict[str, str], of_pod: dict[str, str], for_vm: bool
+) -> None:
+    rig.images.translated = {NAME}
+    image = cri.ImageSpec(image=NAME, runtime_handler=handler, annotations=of_image)
+    request = cri.PullImageRequest(image=image, sandbox_config=cri.PodSandboxConfig(annotations=of_pod))
+    await rig.image.PullImage(request)
+    meant = f"virtlet.cloud/{NAME}" if for_vm else NAME
+    assert (rig.images.pulled, rig.images.for_vms) == ([(meant, None)], [meant] if for_vm else [])
+
+
+async def test_status_for_an_image_pod(rig: Rig) -> None:
+    disk = DiskImage(digest=IMAGE_ID, format="qcow2", virtual_size=2**30, file_size=1000)
+    image = msgspec.structs.replace(make_image(f"virtlet.cloud/{NAME}"), disk=disk)
+    rig.images.found, rig.images.translated = [image], {NAME}
+    request = cri.ImageStatusRequest(image=cri.ImageSpec(image=NAME, runtime_handler="image"), verbose=True)
+    answer = await rig.image.ImageStatus(request)
+    assert json.loads(answer.info["info"])["disk"] == {
+        "digest": IMAGE_ID,
+        "format": "qcow2",
+        "virtual_size": 2**30,
+        "file_size": 1000,
+    }
+    assert not (await rig.image.ImageStatus(cri.ImageStatusRequest(image=spec()))).HasField("image")
 
 
 async def test_maintenance(rig: Rig) -> None:

@@ -45,6 +45,17 @@ async def test_a_pod_from_start_to_removal(settings: Settings, parts: Parts) -> 
         assert list(Path(settings.run, "sandboxes").iterdir()) == []
 
 
+async def test_vms_may_pass_to_their_disks_and_find_nothing_else(settings: Settings, parts: Parts) -> None:
+    paths = Paths(root=Path(settings.root), run=Path(settings.run))
+    paths.incoming.mkdir(parents=True, mode=0o755)  # as an earlier version may have left it, in a closed directory
+    async with serving(settings, parts):
+        modes = {path: path.stat().st_mode & 0o777 for path in (paths.root, *paths.root.iterdir())}
+    passed = {paths.root, paths.disks, paths.pods, paths.sandboxes}
+    assert {mode for path, mode in modes.items() if path in passed} == {0o711}
+    assert {path.name for path, mode in modes.items() if path not in passed and mode & 0o007} == set()
+    assert {paths.database, paths.layers, paths.incoming, paths.downloads, paths.cni_cache, paths.disks} <= set(modes)
+
+
 async def test_images_of_containers_are_not_pruned(settings: Settings, parts: Parts) -> None:
     image = await put_image(settings)
     everything = own.PruneImagesRequest(unused_seconds=0)

@@ -15,7 +15,7 @@ from vmruntime.daemon.prune import DAY, prune_old
 from vmruntime.errors import Unavailable
 from vmruntime.images.prune import bytes_of, stale
 from vmruntime.images.service import ImageService
-from vmruntime.model.image import Image, Pruned
+from vmruntime.model.image import DiskImage, Image, Pruned
 from vmruntime.paths import Paths
 from vmruntime.store.database import Database
 from vmruntime.store.image_records import ImageRecords
@@ -40,8 +40,18 @@ def test_stale() -> None:
 
 def test_bytes_of_counts_a_layer_once_and_no_shared_one() -> None:
     images = [make_image("x", "ab"), make_image("y", "bc")]
-    assert bytes_of(images, set()) == 3 * 4096
-    assert bytes_of(images, {"sha256:" + "a" * 64}) == 2 * 4096
+    assert bytes_of(images, set(), set()) == 3 * 4096
+    assert bytes_of(images, {"sha256:" + "a" * 64}, set()) == 2 * 4096
+
+
+def test_bytes_of_counts_a_disk_once_and_no_shared_one() -> None:
+    # A containerDisk's disk is called as the layer that it came in: one may be needed without the other.
+    digest = "sha256:" + "a" * 64
+    disk = DiskImage(digest=digest, format="qcow2", virtual_size=2**30, file_size=1000)
+    images = [msgspec.structs.replace(make_image(name, "a"), disk=disk) for name in "xy"]
+    assert bytes_of(images, set(), set()) == 4096 + 1000
+    assert bytes_of(images, {digest}, set()) == 1000
+    assert bytes_of(images, set(), {digest}) == 4096
 
 
 class Rig:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 
+import msgspec
+
 from vmruntime.cri.ports import FsUsage
 from vmruntime.cri.translate.checks import ID_LIMIT, missing, required
+from vmruntime.cri.translate.sandbox import asked_kind
 from vmruntime.errors import InvalidArgument
 from vmruntime.generated import cri_pb2 as cri
 from vmruntime.model.image import Image, RegistryAuth
+from vmruntime.model.sandbox import SandboxKind
 
 # Registry tokens are large, but not this large.
 _CREDENTIAL_LIMIT = 1024 * 1024
@@ -23,6 +27,17 @@ def reference_from_cri(spec: cri.ImageSpec, *, given: bool) -> str:
     if not given:
         raise missing("image")
     return required("image.image", spec.image)
+
+
+def wants_disk(spec: cri.ImageSpec, sandbox: cri.PodSandboxConfig | None = None) -> bool:
+    """Whether an image is for an image pod, by the pod's annotations or its runtime handler (kubelet sends both).
+
+    Raises:
+        InvalidArgument: An annotation or the handler is unknown.
+    """
+    annotations = {**spec.annotations, **(sandbox.annotations if sandbox is not None else {})}
+    asked = asked_kind(annotations, spec.runtime_handler)
+    return asked is not None and asked[0] is SandboxKind.IMAGE
 
 
 def auth_from_cri(request: cri.PullImageRequest) -> RegistryAuth | None:
@@ -70,6 +85,7 @@ def image_info(image: Image) -> dict[str, str]:
     info = {
         "id": image.id,
         "layers": [{"diff_id": layer.diff_id, "size": layer.size} for layer in image.layers],
+        "disk": None if image.disk is None else msgspec.structs.asdict(image.disk),
         "created_at": image.created_at,
         "last_used_at": image.last_used_at,
         "imageSpec": {

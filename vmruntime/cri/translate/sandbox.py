@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 
 from vmruntime.cri.translate.bandwidth import bandwidth_from_annotations
 from vmruntime.cri.translate.checks import (
@@ -52,6 +53,35 @@ _PROTOCOLS = {0: "tcp", 1: "udp", 2: "sctp"}
 _NOT_IN_HOSTNAME = re.compile(r"[^a-z0-9-]+")
 
 
+def asked_kind(annotations: Mapping[str, str], runtime_handler: str) -> tuple[SandboxKind, str] | None:
+    """Return the kind that a pod asks for, by annotation, else by runtime handler, and what says so; None: it does not.
+
+    Raises:
+        InvalidArgument: The annotation or the handler is unknown.
+    """
+    found = None
+    if runtime_handler:
+        known = HANDLERS.get(runtime_handler)
+        if known is None:
+            names = ", ".join(HANDLERS)
+            raise bad(
+                "runtime_handler",
+                runtime_handler,
+                f"names no handler of this runtime; known: {names}",
+                remedy="correct the RuntimeClass's handler",
+            )
+        found = known, f"runtime handler {runtime_handler!r}"
+    if annotations.get(TARGET_RUNTIME_ANNOTATION) == VIRTLET_RUNTIME:
+        found = SandboxKind.IMAGE, f"annotation {TARGET_RUNTIME_ANNOTATION}={VIRTLET_RUNTIME}"
+    if KIND_ANNOTATION in annotations:
+        asked = annotations[KIND_ANNOTATION]
+        known = HANDLERS.get(asked)
+        if known is None:
+            raise bad(f"annotation {KIND_ANNOTATION}", asked, f"must be one of {', '.join(HANDLERS)}")
+        found = known, f"annotation {KIND_ANNOTATION}={asked}"
+    return found
+
+
 def select_kind(
     annotations: dict[str, str],
     runtime_handler: str,
@@ -73,27 +103,7 @@ def select_kind(
         InvalidArgument: The annotation or the handler is unknown.
         Unimplemented: The kind exists but this version does not run it.
     """
-    kind = default
-    origin = DEFAULT_ORIGIN
-    if runtime_handler:
-        known = HANDLERS.get(runtime_handler)
-        if known is None:
-            names = ", ".join(HANDLERS)
-            raise bad(
-                "runtime_handler",
-                runtime_handler,
-                f"names no handler of this runtime; known: {names}",
-                remedy="correct the RuntimeClass's handler",
-            )
-        kind, origin = known, f"runtime handler {runtime_handler!r}"
-    if annotations.get(TARGET_RUNTIME_ANNOTATION) == VIRTLET_RUNTIME:
-        kind, origin = SandboxKind.IMAGE, f"annotation {TARGET_RUNTIME_ANNOTATION}={VIRTLET_RUNTIME}"
-    if KIND_ANNOTATION in annotations:
-        asked = annotations[KIND_ANNOTATION]
-        known = HANDLERS.get(asked)
-        if known is None:
-            raise bad(f"annotation {KIND_ANNOTATION}", asked, f"must be one of {', '.join(HANDLERS)}")
-        kind, origin = known, f"annotation {KIND_ANNOTATION}={asked}"
+    kind, origin = asked_kind(annotations, runtime_handler) or (default, DEFAULT_ORIGIN)
     if needs_host and origin == DEFAULT_ORIGIN and SandboxKind.HOST in supported:
         kind, origin = SandboxKind.HOST, f"namespace_options.{needs_host}"
     if needs_host and kind is not SandboxKind.HOST and SandboxKind.HOST in supported:
