@@ -25,8 +25,10 @@ from vmruntime.cli.commands.port_forward import port_forward
 from vmruntime.cli.commands.rm import rm
 from vmruntime.cli.commands.run import run
 from vmruntime.cli.commands.serve import serve
+from vmruntime.cli.commands.ssh import ssh
 from vmruntime.cli.commands.stop import stop
 from vmruntime.cli.commands.version import version
+from vmruntime.cli.commands.vnc import vnc
 from vmruntime.cli.context import App
 from vmruntime.errors import VmruntimeError
 
@@ -94,7 +96,8 @@ def main(ctx: click.Context, config: Path | None, address: str, debug: bool) -> 
 
 
 for command in (
-    run, list_, exec_, attach, logs, port_forward, cp, stop, rm, inspect, console, image, serve, doctor, guest, version, completion,
+    run, list_, exec_, attach, logs, port_forward, cp, ssh, stop, rm, inspect, console, vnc, image, serve, doctor, guest, version,
+    completion,
 ):  # fmt: skip
     main.add_command(command)
 
