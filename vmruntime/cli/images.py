@@ -6,7 +6,7 @@ import json
 import os
 import tarfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from vmruntime.cli.client import Client
@@ -14,6 +14,7 @@ from vmruntime.cli.progress import working
 from vmruntime.errors import InvalidArgument, NotFound, Unimplemented
 from vmruntime.generated import cri_pb2, maintenance_pb2
 from vmruntime.ids import short_id
+from vmruntime.images.endpoint import redacted
 
 TRANSPORTS = ("oci", "oci-archive", "docker-archive")
 """What an image on this machine's disk begins with; the daemon takes these in PullImage, with absolute paths."""
@@ -136,13 +137,15 @@ def _read_member(path: Path, name: str) -> bytes | None:
     return None
 
 
-def find(client: Client, reference: str) -> cri_pb2.Image | None:
+def find(client: Client, reference: str, annotations: Mapping[str, str] | None = None) -> cri_pb2.Image | None:
     """Return an image of this machine by reference, id or the start of an id; None: there is none.
+
+    `annotations` are of the pod that it is for: an image pod's names are translated.
 
     Raises:
         InvalidArgument: Several ids begin so.
     """
-    spec = cri_pb2.ImageSpec(image=reference)
+    spec = cri_pb2.ImageSpec(image=reference, annotations=annotations)
     answer = client.call(client.image.ImageStatus, cri_pb2.ImageStatusRequest(image=spec))
     if answer.HasField("image") and answer.image.id:
         return answer.image
@@ -191,7 +194,7 @@ def pull(
         image=cri_pb2.ImageSpec(image=reference, user_specified_image=reference), auth=auth, sandbox_config=sandbox
     )
     verb = "importing" if reference.partition(":")[0] in (*TRANSPORTS, "file") else "pulling"
-    with working(f"{verb} {reference}"):
+    with working(f"{verb} {redacted(reference)}"):
         return client.call(client.image.PullImage, request, while_waiting=while_waiting).image_ref
 
 
@@ -216,7 +219,7 @@ def ensure(
     """
     on_disk = reference.partition(":")[0] in (*TRANSPORTS, "file")
     if not on_disk and policy != "always":
-        here = find(client, reference)
+        here = find(client, reference, sandbox.annotations)
         if here is not None:
             return here.id
     if policy == "never":

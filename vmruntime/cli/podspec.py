@@ -10,9 +10,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from vmruntime.cli.vmspec import VmOptions, is_url
+from vmruntime.cli.vmspec import VmOptions
 from vmruntime.errors import InvalidArgument
 from vmruntime.generated import cri_pb2
+from vmruntime.images.endpoint import redacted
+from vmruntime.images.url_names import is_url
 
 KIND_ANNOTATION = "vmruntime.io/kind"
 CREATOR_ANNOTATION = "vmruntime.io/created-by"
@@ -108,7 +110,7 @@ def container_config(options: RunOptions, image_ref: str) -> cri_pb2.ContainerCo
         security.MergeFrom(options.user)
     return cri_pb2.ContainerConfig(
         metadata=cri_pb2.ContainerMetadata(name=name),
-        image=cri_pb2.ImageSpec(image=image_ref, user_specified_image=options.image),
+        image=cri_pb2.ImageSpec(image=image_ref, user_specified_image=redacted(options.image)),
         command=[options.entrypoint] if options.entrypoint else [],
         args=options.command,
         working_dir=options.workdir,

@@ -12,10 +12,10 @@ from vmruntime import yamltext
 from vmruntime.cli.images import local_source
 from vmruntime.errors import InvalidArgument, NotFound, PermissionDenied
 from vmruntime.images.endpoint import check_url
+from vmruntime.images.url_names import is_url
 from vmruntime.model import ssh_keys
 
 PREFIX = "vmruntime.io/"
-URL_SCHEMES = ("http", "https", "file")
 USER_DATA_LIMIT = 512 * 1024
 """Characters; the annotations of a pod have 1 MiB together."""
 
@@ -83,17 +83,11 @@ def vm_source(text: str) -> str:
         NotFound: There is no such file.
         InvalidArgument: It is a directory or the like, or a URL that cannot be fetched.
     """
-    scheme, colon, _ = text.partition("://")
-    if colon and scheme in URL_SCHEMES:
+    if is_url(text):
         return check_url(text)
     if text.startswith(("/", "./", "../", "~/")):
         return _file_url(Path(text).expanduser())
     return local_source(text) or text
-
-
-def is_url(reference: str) -> bool:
-    """Whether a reference is the URL of a disk image."""
-    return reference.partition("://")[0] in URL_SCHEMES and "://" in reference
 
 
 def _file_url(path: Path) -> str:

@@ -21,6 +21,7 @@ from vmruntime.cri.translate.image import (
 from vmruntime.errors import NotFound
 from vmruntime.generated import cri_pb2 as cri
 from vmruntime.generated.cri_pb2_grpc import ImageServiceServicer
+from vmruntime.images.endpoint import redacted
 from vmruntime.model.image import Image
 
 
@@ -58,7 +59,7 @@ class ImageService(ImageServiceServicer):
         for_vm = wants_disk(request.image, request.sandbox_config)
         if for_vm:
             reference = await self._images.vm_name(reference)
-        tracing.annotate({"container.image.name": reference})
+        tracing.annotate({"container.image.name": redacted(reference)})
         image = await self._images.pull(reference, auth_from_cri(request), for_vm=for_vm)
         return cri.PullImageResponse(image_ref=image.id)
 

@@ -19,7 +19,10 @@ class DaemonImages:
         self._service = service
 
     async def pull(self, reference: str, auth: RegistryAuth | None, *, for_vm: bool = False) -> Image:
-        """Pull from a registry or by URL, or import an image from this host's disk."""
+        """Pull from a registry or by URL, or import an image from this host's disk.
+
+        kubelet takes neither URLs nor transports for names of images, so no pod can have the daemon read a file.
+        """
         if not reference.startswith(IMPORT_TRANSPORTS):
             return await self._service.pull(reference, auth, for_vm=for_vm)
         imported = await self._service.import_archive(reference)

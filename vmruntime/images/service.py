@@ -17,8 +17,10 @@ from vmruntime.config.settings import ImageSettings
 from vmruntime.errors import FailedPrecondition
 from vmruntime.images import archive as archives
 from vmruntime.images import reference as references
+from vmruntime.images import url_names
 from vmruntime.images.auth import auth_file, secrets_of
 from vmruntime.images.catalog import Catalog
+from vmruntime.images.endpoint import Endpoint
 from vmruntime.images.layers import LayerStore
 from vmruntime.images.pinned import Pins
 from vmruntime.images.platform import Platform, host_platform
@@ -58,11 +60,12 @@ class FsUsage:
 
 @dataclasses.dataclass(frozen=True)
 class _Job:
-    """What makes two pulls the same: the name, and whose credentials and whose trust."""
+    """What makes two pulls the same: the name, whose credentials and whose trust; or the place that a URL says."""
 
     reference: Reference
     auth: RegistryAuth | None
     tls_verify: bool | None
+    place: Endpoint | None = None
 
 
 class ImageService:
@@ -153,7 +156,8 @@ class ImageService:
         cancelled and then leaves nothing behind.
 
         Args:
-            reference: As people write it; see vmruntime.images.reference. virtlet.cloud/NAME is a VM image by URL.
+            reference: As people write it; see vmruntime.images.reference. virtlet.cloud/NAME is a VM image by URL, and a
+                URL one without a rule, which is called as url_names.name_of() says.
             auth: Credentials for this pull alone. Without them the pull is anonymous: those an administrator
                 keeps on the host are not used.
             progress: Called in the event loop whenever the pull gets further; must not raise.
@@ -168,9 +172,12 @@ class ImageService:
             FailedPrecondition: The image is corrupt or cannot run here.
             ResourceExhausted: The disk is full, or a layer or disk is larger than images.max_layer_gib or max_disk_gib.
         """
+        if url_names.is_url(reference):
+            job = _Job(url_names.name_of(reference), None, None, Endpoint(url=reference))
+            return await self._pulls.join(job, lambda tell: self._pull_by_url(job, tell), progress)
         if reference.startswith(PREFIX):
-            name = references.parse(reference)
-            return await self._pulls.join(_Job(name, None, None), lambda tell: self._pull_by_url(name, tell), progress)
+            job = _Job(references.parse(reference), None, None)
+            return await self._pulls.join(job, lambda tell: self._pull_by_url(job, tell), progress)
         # Refuses bad credentials before any work. They are for the registry that the name says, which is the default
         # one for a short name: an alias must not lead them to another.
         credentials = auth_file(auth, references.parse(reference).domain)
@@ -233,7 +240,7 @@ class ImageService:
         Raises:
             InvalidArgument: It is a short id of several images.
         """
-        return self._catalog.find(reference)
+        return self._catalog.find(url_names.known_as(reference))
 
     def list(self) -> list[Image]:
         """Return all images, the oldest first."""
@@ -246,7 +253,7 @@ class ImageService:
         stay until `sweep`.
         """
         async with self._changing:
-            image = self._catalog.find(reference)
+            image = self._catalog.find(url_names.known_as(reference))
             if image is None:
                 return
             await self._records.delete_images([image.id])
@@ -324,11 +331,12 @@ class ImageService:
         layers, disks = self._layers.usage(), self._vm.disks.usage()
         return FsUsage(self._paths.layers, layers[0] + disks[0], layers[1] + disks[1])
 
-    async def _pull_by_url(self, name: Reference, tell: Report) -> Image:
+    async def _pull_by_url(self, job: _Job, tell: Report) -> Image:
+        name = job.reference
         owner = f"pull {token_hex(8)}"
         started = self._clock.monotonic()
         try:
-            disk = await self._vm.urls.pull(name, owner, tell)
+            disk = await self._vm.urls.pull(name, owner, tell, job.place)
             pulled = Pulled(id=disk.digest, digest=disk.digest, layers=[], config=ImageConfig())
             image = await self._record(pulled, _tags(name), [name.with_digest(disk.digest)], disk)
         finally:

@@ -90,7 +90,9 @@ class UrlImages:
             return False
         return True
 
-    async def pull(self, reference: Reference, owner: str, report: Report) -> DiskImage:
+    async def pull(
+        self, reference: Reference, owner: str, report: Report, endpoint: Endpoint | None = None
+    ) -> DiskImage:
         """Fetch the disk of virtlet.cloud/NAME, unless its digest says that it is here.
 
         Callers for one place share one download.
@@ -99,12 +101,14 @@ class UrlImages:
             reference: Its digest, if any, has to be the file's.
             owner: Under which the disk is held; the caller releases it.
             report: Told how far it is.
+            endpoint: Where it is, whatever its name; None: where the translations say.
 
         Raises:
             VmruntimeError: See Rules.current, Translator.translate, Downloader.fetch and DiskStore.add.
         """
         report(PullProgress(reference=str(reference), phase=Phase.RESOLVING))
-        endpoint = Translator(await self._rules.current()).translate(reference.path)
+        if endpoint is None:
+            endpoint = Translator(await self._rules.current()).translate(reference.path)
         known = reference.digest or (str(endpoint.checksum) if endpoint.checksum else "")
         self._disks.hold(owner, known)  # none is called by SHA-512, or by nothing
         if ready := self._disks.get(known):

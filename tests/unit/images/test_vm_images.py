@@ -153,6 +153,44 @@ async def test_a_name_that_no_rule_knows_is_a_url(bed: Bed) -> None:
         assert (service.list(), bed.disks()) == ([], [])
 
 
+async def test_pull_from_a_url(bed: Bed) -> None:
+    url = bed.server.url("/small")
+    async with bed.service() as service:
+        image = await service.pull(url)
+        assert image.id == digest(bed.files["/small"])
+        (tag,) = image.repo_tags
+        assert tag == f"localhost/127.0.0.1/small:url-{hashlib.sha256(url.encode()).hexdigest()[:12]}"
+        assert service.status(url) == service.status(tag) == image
+        assert service.status(bed.server.url("/other")) is None
+        assert service.status("http:///nothing") is None
+        with pytest.raises(InvalidArgument, match="names no host"):
+            await service.pull("http:///nothing")
+        with pytest.raises(NotFound):
+            await service.pull(bed.server.url("/gone"))
+        await service.remove(url)
+        assert (service.list(), bed.disks()) == ([], [])
+
+
+async def test_pull_a_file(bed: Bed) -> None:
+    first, second = bed.root / "a" / "VM 1.qcow2", bed.root / "b" / "VM 1.qcow2"
+    for path, name in ((first, "/small"), (second, "/other")):
+        path.parent.mkdir()
+        path.write_bytes(bed.files[name])
+    async with bed.service() as service:
+        # Of one name, but two files: neither waits for the other and takes its content.
+        images = await asyncio.gather(*(service.pull(path.as_uri()) for path in (first, second)))
+        assert [image.id for image in images] == [digest(bed.files[name]) for name in ("/small", "/other")]
+        tagged = service.status("localhost/vm-1.qcow2:latest")
+        assert tagged is not None
+        assert tagged.id in {image.id for image in images}
+        first.write_bytes(bed.files["/other"])
+        assert (await service.pull(first.as_uri())).id == images[1].id
+        assert first.read_bytes() == bed.files["/other"]
+        for place in (bed.root, bed.root / "none"):
+            with pytest.raises((FailedPrecondition, NotFound)):
+                await service.pull(place.as_uri())
+
+
 async def test_one_content_under_two_names_is_one_file(bed: Bed) -> None:
     bed.files["/again"] = bed.files["/small"]
     bed.translate(

@@ -12,6 +12,7 @@ from vmruntime.cli.context import App, pass_app
 from vmruntime.cli.quantities import Duration
 from vmruntime.cli.render import add_row, ago, console, plain, print_json, size, table, timestamp
 from vmruntime.generated import cri_pb2, maintenance_pb2
+from vmruntime.images.endpoint import redacted
 
 
 @click.group()
@@ -148,7 +149,7 @@ def _pull(app: App, reference: str, auth: cri_pb2.AuthConfig | None, quiet: bool
     began = time.monotonic()
     pulled = images.pull(client, reference, auth=auth)
     if not quiet:
-        click.echo(f"{reference}: here after {time.monotonic() - began:.1f} s", err=True)
+        click.echo(f"{redacted(reference)}: here after {time.monotonic() - began:.1f} s", err=True)
     click.echo(pulled)
 
 
