@@ -36,6 +36,11 @@ class Channel:
         self._in_step = False
         self._closed = False
 
+    @property
+    def closed(self) -> bool:
+        """Whether it is known to have ended."""
+        return self._closed
+
     @classmethod
     async def connect(cls, path: Path) -> Channel:
         """Connect to the socket of a chardev, which serves one client at a time.
@@ -139,7 +144,7 @@ class Channel:
             # Of several sentinels the last counts; its answer may be an older one's.
             line = await self._line(_SYNC_LIMIT)
             with contextlib.suppress(QgaLied):
-                if result("guest-sync-delimited", line) == number:
+                if result("guest-sync-delimited", line.rpartition(SENTINEL)[2]) == number:
                     self._in_step = True
                     return
 

@@ -12,7 +12,7 @@ from vmruntime.errors import DeadlineExceeded, InvalidArgument
 from vmruntime.qga import answers
 from vmruntime.qga.answers import OUTPUT_LIMIT, ExecResult, GuestFilesystem, GuestInfo, GuestInterface
 from vmruntime.qga.channel import Channel
-from vmruntime.qga.errors import QgaError, QgaSilent, QgaUnsupported
+from vmruntime.qga.errors import QgaError, QgaNotStarted, QgaSilent, QgaUnsupported
 
 TIMEOUT = 10.0
 """Seconds for a command that is answered at once, in a guest that has much to do."""
@@ -30,6 +30,9 @@ _FIRST_POLL, _LONGEST_POLL, _GROWTH = 0.01, 0.5, 1.5
 
 _STATUS_SLACK = 64 * 1024
 
+_CANNOT_START = "Failed to execute child process"  # GLib's g_spawn_async_with_pipes(); qemu-ga sets no locale
+_NO_SUCH_FILE = "No such file or directory"
+
 
 class GuestAgent:
     """A guest agent on a channel."""
@@ -37,6 +40,11 @@ class GuestAgent:
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
         self._info: GuestInfo | None = None
+
+    @property
+    def closed(self) -> bool:
+        """Whether the channel is known to have ended."""
+        return self._channel.closed
 
     async def close(self) -> None:
         """Let go of the channel."""
@@ -103,7 +111,7 @@ class GuestAgent:
         self,
         argv: Sequence[str],
         *,
-        timeout: float,
+        timeout: float | None,
         env: Mapping[str, str] | None = None,
         stdin: bytes = b"",
         output_limit: int = OUTPUT_LIMIT,
@@ -115,7 +123,7 @@ class GuestAgent:
 
         Args:
             argv: Program, looked for in the agent's PATH, and arguments.
-            timeout: Seconds.
+            timeout: Seconds; None: as long as it takes.
             env: The whole environment; None: the agent's.
             stdin: Its input.
             output_limit: Bytes of stdout and of stderr that are kept.
@@ -123,23 +131,43 @@ class GuestAgent:
         Raises:
             DeadlineExceeded: It ran longer than `timeout`.
             QgaUnsupported: The agent is not to run programs.
-            QgaError: It cannot start the program, does not answer, or lies.
+            QgaNotStarted: It cannot start the program.
+            QgaError: It does not answer, or lies.
             InvalidArgument: Input or arguments are larger than can be passed.
         """
         request = _exec_request(argv, env, stdin)
         for command in ("guest-exec", "guest-exec-status"):
-            if command not in (await self.info()).commands:
-                raise QgaUnsupported(command)
-        pid = answers.pid(await self._channel.call("guest-exec", request, timeout=TIMEOUT))
+            await self._demand(command)
+        pid = await self._start(request)
         try:
             async with asyncio.timeout(timeout):
                 return await self._ended(pid, output_limit)
         except TimeoutError:
             await self._kill(pid)
-            raise DeadlineExceeded(f"{argv[0]} did not finish within {timeout:g} s in the guest") from None
+            raise DeadlineExceeded(f"{argv[0]} did not finish within {timeout or 0:g} s in the guest") from None
         except asyncio.CancelledError:
             await self._kill(pid)
             raise
+
+    async def _demand(self, command: str) -> None:
+        """Raise QgaUnsupported when the agent does not obey a command; asked anew, since it may be another one by now."""
+        if command not in (await self.info()).commands:
+            self._info = None
+            if command not in (await self.info()).commands:
+                raise QgaUnsupported(command)
+
+    async def _start(self, request: dict[str, Any]) -> int:
+        """Start a program; return its pid. A caller that is cancelled meanwhile waits for it, and it is killed."""
+        call = asyncio.ensure_future(self._channel.call("guest-exec", request, timeout=TIMEOUT))
+        try:
+            return answers.pid(await asyncio.shield(call))
+        except asyncio.CancelledError:
+            await asyncio.wait([call])
+            with contextlib.suppress(QgaError):
+                await self._kill(answers.pid(call.result()))
+            raise
+        except QgaError as error:
+            raise _not_started(error) or error from None
 
     async def _ended(self, pid: int, output_limit: int) -> ExecResult:
         pause = _FIRST_POLL
@@ -161,6 +189,13 @@ class GuestAgent:
                 killer = answers.pid(await self._channel.call("guest-exec", kill, timeout=KILL_TIMEOUT))
                 for one in (killer, pid):
                     await self._ended(one, 0)
+
+
+def _not_started(error: QgaError) -> QgaNotStarted | None:
+    """Return a refusal of guest-exec as what it is when it is about the program; else None."""
+    if type(error) is not QgaError or _CANNOT_START not in error.message:
+        return None
+    return QgaNotStarted(error.message, missing=_NO_SUCH_FILE in error.message)
 
 
 def _exec_request(argv: Sequence[str], env: Mapping[str, str] | None, stdin: bytes) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
     QgaError              the agent refused; its own words
      ├── QgaUnsupported   it does not know the command, or its administrator has switched it off
+     ├── QgaNotStarted    it could not start a program
      ├── QgaGone          the connection ended
      ├── QgaSilent        it does not answer in time: there is none, or it hangs
      └── QgaLied          an answer breaks the protocol
@@ -14,7 +15,8 @@ from __future__ import annotations
 from vmruntime.errors import Code, VmruntimeError
 
 HOW_TO_ADD = (
-    "install qemu-guest-agent in the guest and let it start at boot, such as by packages and runcmd of cloud-init"
+    "install and enable it in the guest: apt install qemu-guest-agent (Debian, Ubuntu) or dnf install qemu-guest-agent"
+    " (Fedora, RHEL), then systemctl enable --now qemu-guest-agent; or list it under packages of cloud-init"
 )
 
 
@@ -30,8 +32,22 @@ class QgaUnsupported(QgaError):
     def __init__(self, command: str) -> None:
         super().__init__(
             f"the QEMU guest agent in the guest does not do {command}",
-            remedy="update it, or take the command out of block-rpcs (older: blacklist, BLACKLIST_RPC) of its configuration",
+            remedy="update it, or let it: block-rpcs and allow-rpcs of its configuration say what it may do; Fedora, RHEL"
+            " and openSUSE leave out guest-exec by FILTER_RPC_ARGS (older: BLOCK_RPCS, BLACKLIST_RPC) in"
+            " /etc/sysconfig/qemu-ga",
         )
+
+
+class QgaNotStarted(QgaError):
+    """Raised when the guest agent could not start a program.
+
+    Attributes:
+        missing: There is no such program.
+    """
+
+    def __init__(self, message: str, *, missing: bool) -> None:
+        super().__init__(message)
+        self.missing = missing
 
 
 class QgaGone(QgaError):

@@ -119,7 +119,8 @@ async def test_no_agent(pair: Pair) -> None:
     agent, fake = pair
     fake.listening.clear()
     with pytest.raises(
-        QgaSilent, match=r"within 0\.3 s; the guest may still be starting, or has none \(install qemu-guest-agent"
+        QgaSilent,
+        match=r"within 0\.3 s; the guest may still be starting, or has none \(install and enable it in the guest: apt install qemu-guest-agent",
     ):
         await agent.wait(0.3)
 
@@ -134,7 +135,7 @@ async def test_refusals(pair: Pair) -> None:
     with pytest.raises(QgaUnsupported, match="does not do guest-network-get-interfaces"):
         await agent.interfaces()
     fake.answers["guest-get-fsinfo"] = RuntimeError("The command guest-get-fsinfo has been disabled for this instance")
-    with pytest.raises(QgaUnsupported, match="take the command out of block-rpcs"):
+    with pytest.raises(QgaUnsupported, match="block-rpcs and allow-rpcs"):
         await agent.filesystems()
     assert fake.syncs == 1
 
@@ -191,6 +192,21 @@ async def test_a_flood_instead_of_a_beginning(pair: Pair, monkeypatch: pytest.Mo
         await agent.ping()
     with pytest.raises(ConnectionError):
         await task
+
+
+async def test_sentinels_that_come_one_by_one(pair: Pair) -> None:
+    agent, fake = pair
+    fake.answers["guest-sync-delimited"] = b"\xff"
+    with pytest.raises(QgaSilent):
+        await agent.ping(0.1)
+    del fake.answers["guest-sync-delimited"]
+    fake.listening.clear()
+    asking = asyncio.ensure_future(agent.ping(5))
+    for _ in range(3):
+        fake.writer.write(b"\xff")
+        await asyncio.sleep(0.05)
+    fake.listening.set()
+    await asking
 
 
 @pytest.mark.parametrize(

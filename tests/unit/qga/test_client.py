@@ -16,7 +16,7 @@ from vmruntime.errors import DeadlineExceeded, InvalidArgument
 from vmruntime.qga import answers, client
 from vmruntime.qga.answers import ExecResult, GuestAddress, GuestFilesystem, GuestInterface, Traffic
 from vmruntime.qga.client import GuestAgent
-from vmruntime.qga.errors import QgaError, QgaGone, QgaLied, QgaSilent, QgaUnsupported
+from vmruntime.qga.errors import QgaError, QgaGone, QgaLied, QgaNotStarted, QgaSilent, QgaUnsupported
 
 Pair = tuple[GuestAgent, FakeAgent]
 
@@ -131,6 +131,26 @@ async def test_a_caller_who_goes_away(pair: Pair) -> None:
     assert processes.collected == [1002, 1001]
 
 
+async def test_a_caller_who_goes_away_before_it_is_known_what_has_started(pair: Pair) -> None:
+    agent, fake = pair
+    processes = Processes(fake)
+    processes.questions = 10**9
+    exec_ = fake.answers["guest-exec"]
+
+    async def slowly(arguments: dict[str, Any]) -> Any:
+        await asyncio.sleep(0.1)
+        return exec_(arguments)
+
+    fake.answers["guest-exec"] = slowly
+    running = asyncio.ensure_future(agent.run(["sleep", "60"], timeout=None))
+    while not fake.calls or fake.calls[-1][0] != "guest-exec":
+        await asyncio.sleep(0.01)
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert processes.collected == [1002, 1001]
+
+
 async def test_a_program_that_cannot_be_killed(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client, "KILL_TIMEOUT", 0.2)
     agent, fake = pair
@@ -156,8 +176,17 @@ async def test_programs_that_cannot_be_run(pair: Pair) -> None:
     fake.answers["guest-exec"] = RuntimeError(
         'Guest command failed: Failed to execute child process "x" (No such file or directory)'
     )
-    with pytest.raises(QgaError, match=r"refuses guest-exec: Guest command failed: .* \(No such file"):
+    with pytest.raises(QgaNotStarted, match=r"refuses guest-exec: Guest command failed: .* \(No such file") as caught:
         await agent.run(["x"], timeout=10)
+    assert caught.value.missing
+    fake.answers["guest-exec"] = RuntimeError("Failed to execute child process “/etc” (Permission denied)")
+    with pytest.raises(QgaNotStarted, match="Permission denied") as caught:
+        await agent.run(["/etc"], timeout=10)
+    assert not caught.value.missing
+    fake.answers["guest-exec"] = RuntimeError("Invalid parameter")
+    with pytest.raises(QgaError, match="refuses guest-exec: Invalid parameter") as other:
+        await agent.run(["x"], timeout=10)
+    assert not isinstance(other.value, QgaNotStarted)
     for argv in ([], [""]):
         with pytest.raises(InvalidArgument, match="there is no program"):
             await agent.run(argv, timeout=10)
@@ -172,9 +201,12 @@ async def test_an_agent_that_is_not_to_run_programs(pair: Pair) -> None:
     agent, fake = pair
     fake.answers["guest-info"]["supported_commands"] = [{"name": "guest-exec", "enabled": False}]
     with pytest.raises(
-        QgaUnsupported, match=r"does not do guest-exec \(update it, or take the command out of block-rpcs"
+        QgaUnsupported, match=r"does not do guest-exec \(update it, or let it: block-rpcs and allow-rpcs"
     ):
         await agent.run(["x"], timeout=10)
+    fake.answers["guest-info"]["supported_commands"] = [{"name": "guest-exec"}, {"name": "guest-exec-status"}]
+    Processes(fake)
+    await agent.run(["x"], timeout=10)
 
 
 @pytest.mark.parametrize(
