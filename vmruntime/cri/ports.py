@@ -55,6 +55,23 @@ class Images(Protocol):
         """Return what the images take on disk, from memory."""
 
 
+class Machines(Protocol):
+    """The machines of image pods.
+
+    Every method raises NotFound for an unknown sandbox, and FailedPrecondition for one of another kind, or whose machine
+    does not run.
+    """
+
+    async def pause(self, sandbox_id: str) -> None:
+        """Hold a machine's processors; they are held already: success."""
+
+    async def resume(self, sandbox_id: str) -> None:
+        """Let a machine's processors go on; they do: success."""
+
+    async def reset(self, sandbox_id: str) -> None:
+        """Have a machine boot again, with no warning to its guest."""
+
+
 class Streams(Protocol):
     """Where exec, attach and port-forward are served. Each URL works once and soon.
 

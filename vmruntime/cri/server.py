@@ -18,7 +18,8 @@ from vmruntime.config.settings import Settings
 from vmruntime.cri.image_maintenance import ImageMaintenance
 from vmruntime.cri.image_service import ImageService
 from vmruntime.cri.interceptors import CallInterceptor
-from vmruntime.cri.ports import Conditions, Images, NodeNetwork, Streams
+from vmruntime.cri.machine_maintenance import MachineMaintenance
+from vmruntime.cri.ports import Conditions, Images, Machines, NodeNetwork, Streams
 from vmruntime.cri.runtime_service import RuntimeService
 from vmruntime.errors import AlreadyExists, FailedPrecondition, InvalidArgument, Unavailable
 from vmruntime.generated import cri_pb2_grpc, maintenance_pb2_grpc
@@ -47,6 +48,7 @@ class CriServer:
         *,
         pods: Pods,
         images: Images,
+        machines: Machines,
         conditions: Conditions,
         streams: Streams,
         node_network: NodeNetwork,
@@ -60,6 +62,7 @@ class CriServer:
         Args:
             pods: The use cases on pods.
             images: The image service.
+            machines: The machines of image pods.
             conditions: Whether the runtime and its network are ready.
             streams: Gives out the URLs of exec, attach and port-forward.
             node_network: Is told the node's pod CIDRs.
@@ -84,6 +87,7 @@ class CriServer:
         )
         self._images = ImageService(images, clock)
         self._maintenance = ImageMaintenance(images)
+        self._machines = MachineMaintenance(pods, machines)
         self._server: grpc.aio.Server | None = None
         self._inode: tuple[int, int] | None = None
 
@@ -114,6 +118,7 @@ class CriServer:
         cri_pb2_grpc.add_RuntimeServiceServicer_to_server(self._runtime, server)
         cri_pb2_grpc.add_ImageServiceServicer_to_server(self._images, server)
         maintenance_pb2_grpc.add_ImageMaintenanceServicer_to_server(self._maintenance, server)
+        maintenance_pb2_grpc.add_MachineMaintenanceServicer_to_server(self._machines, server)
         try:
             self._socket.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             # mkdtemp makes the directory with mode 0700.

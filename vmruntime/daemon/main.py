@@ -41,6 +41,7 @@ from vmruntime.model.sandbox import SandboxKind
 from vmruntime.network.service import NetworkService
 from vmruntime.paths import Paths
 from vmruntime.pods.context import Context, Hooks
+from vmruntime.pods.machines import MachineControl
 from vmruntime.pods.recovery import recover
 from vmruntime.pods.registry import Registry
 from vmruntime.pods.service import PodService
@@ -154,6 +155,7 @@ async def _start(settings: Settings, paths: Paths, parts: Parts, stack: contextl
     server = CriServer(
         pods=pods,
         images=DaemonImages(images),
+        machines=MachineControl(context),
         conditions=DaemonConditions(settings, network, hypervisor),
         streams=streaming,
         node_network=network,

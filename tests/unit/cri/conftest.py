@@ -9,7 +9,15 @@ from typing import Any
 import grpc
 import pytest
 
-from tests.unit.cri.fakes import FakeClock, FakeConditions, FakeImages, FakeNodeNetwork, FakePods, FakeStreams
+from tests.unit.cri.fakes import (
+    FakeClock,
+    FakeConditions,
+    FakeImages,
+    FakeMachines,
+    FakeNodeNetwork,
+    FakePods,
+    FakeStreams,
+)
 from vmruntime.config.settings import Settings
 from vmruntime.cri.server import CriServer
 from vmruntime.generated import cri_pb2 as cri
@@ -31,6 +39,8 @@ class Rig:
     runtime: Any
     image: Any
     maintenance: Any
+    machines: FakeMachines
+    machine_maintenance: Any
 
     async def sandbox(self, name: str = "web", labels: dict[str, str] | None = None, **config: Any) -> str:
         request = cri.RunPodSandboxRequest(config=sandbox_config(name, labels=labels or {}, **config))
@@ -72,6 +82,7 @@ def make_server(socket: Path, clock: FakeClock | None = None, **parts: Any) -> C
         **{
             "pods": FakePods(clock),
             "images": FakeImages(),
+            "machines": FakeMachines(),
             "conditions": FakeConditions(),
             "streams": FakeStreams(),
             "node_network": FakeNodeNetwork(),
@@ -88,9 +99,16 @@ def make_server(socket: Path, clock: FakeClock | None = None, **parts: Any) -> C
 async def rig(socket_dir: Path) -> AsyncIterator[Rig]:
     clock, socket = FakeClock(), socket_dir / "cri.sock"
     pods, images, conditions, streams = FakePods(clock), FakeImages(), FakeConditions(), FakeStreams()
-    node_network = FakeNodeNetwork()
+    node_network, machines = FakeNodeNetwork(), FakeMachines()
     server = make_server(
-        socket, clock, pods=pods, images=images, conditions=conditions, streams=streams, node_network=node_network
+        socket,
+        clock,
+        pods=pods,
+        images=images,
+        machines=machines,
+        conditions=conditions,
+        streams=streams,
+        node_network=node_network,
     )
     await server.start()
     options = [("grpc.max_receive_message_length", 16 * 1024 * 1024)]
@@ -106,5 +124,7 @@ async def rig(socket_dir: Path) -> AsyncIterator[Rig]:
             runtime=cri_pb2_grpc.RuntimeServiceStub(channel),
             image=cri_pb2_grpc.ImageServiceStub(channel),
             maintenance=maintenance_pb2_grpc.ImageMaintenanceStub(channel),
+            machines=machines,
+            machine_maintenance=maintenance_pb2_grpc.MachineMaintenanceStub(channel),
         )
     await server.stop(grace=0.1)

@@ -259,6 +259,29 @@ class FakeImages:
         return FakeFsUsage()
 
 
+class FakeMachines:
+    """Machines of which it is remembered what was done to them. `fail` makes the next call raise."""
+
+    def __init__(self) -> None:
+        self.done: list[tuple[str, str]] = []
+        self.fail: Exception | None = None
+
+    def _do(self, what: str, sandbox_id: str) -> None:
+        if self.fail is not None:
+            fail, self.fail = self.fail, None
+            raise fail
+        self.done.append((what, sandbox_id))
+
+    async def pause(self, sandbox_id: str) -> None:
+        self._do("pause", sandbox_id)
+
+    async def resume(self, sandbox_id: str) -> None:
+        self._do("resume", sandbox_id)
+
+    async def reset(self, sandbox_id: str) -> None:
+        self._do("reset", sandbox_id)
+
+
 class FakeStreams:
     """Gives out URLs and keeps what they are for."""
 
