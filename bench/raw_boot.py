@@ -17,6 +17,7 @@ from pathlib import Path
 from vmruntime.hypervisor.devices import host_architecture
 from vmruntime.hypervisor.interface import Accelerator, Disk, KernelBoot, VmSpec, VsockTransport
 from vmruntime.hypervisor.qemu.argv import Descriptors, qemu_argv
+from vmruntime.hypervisor.qemu.blockdev import OpenDisk
 from vmruntime.hypervisor.qemu.driver import find_qemu
 from vmruntime.hypervisor.vsock import choose_transport, find_program, helper_argv
 from vmruntime.model.resources import VmSize
@@ -44,7 +45,11 @@ def boot_once(guest: Path, size: VmSize, accelerator: Accelerator) -> float:
             disks=[Disk(path=scratch, serial="scratch", readonly=False)],
         )
         descriptors = Descriptors(
-            qmp=qmp.fileno(), console=console.fileno(), vsock=vsock, vsock_native=native, disks=[disk.fileno()]
+            qmp=qmp.fileno(),
+            console=console.fileno(),
+            vsock=vsock,
+            vsock_native=native,
+            disks=[OpenDisk(fd=disk.fileno())],
         )
         architecture = host_architecture()
         argv = qemu_argv(find_qemu("", architecture), architecture, accelerator, spec, descriptors)

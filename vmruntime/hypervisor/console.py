@@ -1,20 +1,26 @@
-"""The guest's serial console as a bounded file on the host.
+"""The guest's serial console as a file on the host.
 
-QEMU listens on a unix socket and drops what nobody reads; the daemon connects before the guest runs and again
-after its own restart. The file is cut in two generations so that a guest that writes without end cannot fill the
-host's memory.
+With a kernel of ours, QEMU listens on a unix socket and drops what nobody reads; the daemon connects before the guest
+runs and again after its own restart. The file is cut in two generations so that a guest that writes without end cannot
+fill the host's memory. The console of a machine that boots from its disk is written by QEMU itself.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
 from pathlib import Path
+
+from vmruntime.aio.pipeline import in_thread
 
 GENERATION_BYTES = 512 * 1024
 TAIL_BYTES = 16 * 1024
 LINE_BYTES = 4096
+SEARCHED_BYTES = 4 * 1024 * 1024
+CHUNK_BYTES = 256 * 1024
+POLL_SECONDS = 0.1
 
 
 class ConsoleLog:
@@ -46,16 +52,9 @@ class ConsoleLog:
             return
         await self._waiters.setdefault(wanted, asyncio.Event()).wait()
 
-    def tail(self, lines: int = 12) -> str:
+    def tail(self) -> str:
         """Return the last lines, printable, for an error message; empty when nothing was said."""
-        try:
-            with self.path.open("rb") as file:
-                file.seek(max(0, os.fstat(file.fileno()).st_size - TAIL_BYTES))
-                text = file.read().decode(errors="replace")
-        except FileNotFoundError:
-            return ""
-        clean = "".join(c if c.isprintable() or c == "\n" else "" for c in text)
-        return "\n".join([line for line in clean.splitlines() if line.strip()][-lines:])
+        return last_lines(self.path)
 
     def _append(self, data: bytes) -> None:
         with self.path.open("ab") as file:
@@ -72,6 +71,59 @@ class ConsoleLog:
             if text in seen:
                 event.set()
         self._line = seen.rpartition(b"\n")[2][-LINE_BYTES:]
+
+
+class ConsoleFile:
+    """DIRECTORY/console.log as QEMU writes it."""
+
+    def __init__(self, directory: Path) -> None:
+        self.path = directory / "console.log"
+
+    async def wait_for(self, text: str) -> None:
+        """Wait until there is a line with this text, in the last 4 MiB or later."""
+        wanted, carried = text.encode(), b""
+        position = max(0, await in_thread(lambda: _size(self.path)) - SEARCHED_BYTES)
+        while True:
+            data = await in_thread(functools.partial(_read, self.path, position))
+            position += len(data)
+            seen = carried + data
+            if wanted in seen:
+                return
+            carried = seen.rpartition(b"\n")[2][-LINE_BYTES:]
+            if len(data) < CHUNK_BYTES:
+                await asyncio.sleep(POLL_SECONDS)
+
+    def tail(self) -> str:
+        """Return the last lines, printable, for an error message; empty when nothing was said."""
+        return last_lines(self.path)
+
+
+def last_lines(path: Path, lines: int = 12) -> str:
+    """Return the last lines of a console, printable; empty when nothing was said."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - TAIL_BYTES))
+            text = file.read(TAIL_BYTES).decode(errors="replace")
+    except FileNotFoundError:
+        return ""
+    clean = "".join(c if c.isprintable() or c == "\n" else "" for c in text)
+    return "\n".join([line for line in clean.splitlines() if line.strip()][-lines:])
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
+def _read(path: Path, position: int) -> bytes:
+    try:
+        with path.open("rb") as file:
+            file.seek(position)
+            return file.read(CHUNK_BYTES)
+    except FileNotFoundError:
+        return b""
 
 
 def _content(path: Path) -> bytes:

@@ -16,6 +16,9 @@ class Architecture(msgspec.Struct, frozen=True, kw_only=True):
         machine: QEMU machine type with its options.
         serial: The kernel's name of the first serial port.
         cpu: QEMU CPU model by accelerator name.
+        firmware_machine: As `machine`, for one that boots from its disk.
+        bios: It can be started by SeaBIOS.
+        panic_device, tpm_device, screen_device: QEMU's devices for these.
         extra: More QEMU arguments.
     """
 
@@ -23,6 +26,11 @@ class Architecture(msgspec.Struct, frozen=True, kw_only=True):
     machine: str
     serial: str
     cpu: dict[str, str]
+    firmware_machine: str
+    bios: bool
+    tpm_device: str
+    screen_device: str
+    panic_device: str = "pvpanic-pci"
     extra: list[str] = []
 
 
@@ -34,12 +42,20 @@ ARCHITECTURES: dict[str, Architecture] = {
         serial="ttyS0",
         # 5-level paging makes every page walk of an emulated CPU longer and helps no pod.
         cpu={"kvm": "host", "tcg": "max,la57=off"},
+        firmware_machine="q35,smm=off,vmport=off,usb=off,sata=off",
+        bios=True,
+        tpm_device="tpm-crb",
+        screen_device="VGA",
     ),
     "aarch64": Architecture(
         qemu="qemu-system-aarch64",
         machine="virt,gic-version=max,usb=off",
         serial="ttyAMA0",
         cpu={"kvm": "host", "tcg": "max"},
+        firmware_machine="virt,gic-version=max,usb=off",
+        bios=False,
+        tpm_device="tpm-tis-device",
+        screen_device="virtio-gpu-pci",
     ),
 }
 

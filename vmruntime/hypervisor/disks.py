@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 from vmruntime.errors import InvalidArgument
 from vmruntime.hypervisor.interface import Disk
 from vmruntime.model.image_pod import DiskDriver
 
-SERIAL_CHARACTERS = 36
+SERIAL = re.compile(r"[A-Za-z0-9._:+@-]{1,36}")
 # What virtio-blk tells the guest of a serial (virtio 1.2, 5.2.6: VIRTIO_BLK_T_GET_ID).
 VIRTIO_BLK_CHARACTERS = 20
 SECTOR_BYTES = 512
@@ -38,8 +39,8 @@ def check_disk(disk: Disk) -> None:
     Raises:
         InvalidArgument: It contradicts itself.
     """
-    if not 0 < len(disk.serial) <= SERIAL_CHARACTERS:
-        raise InvalidArgument.field("serial", disk.serial, f"has not 1 to {SERIAL_CHARACTERS} characters")
+    if not SERIAL.fullmatch(disk.serial):
+        raise InvalidArgument.field("serial", disk.serial, "is none: 1 to 36 letters, digits and . _ : + @ -")
     if disk.backing is not None and disk.format != "qcow2":
         raise InvalidArgument.field("backing", str(disk.backing.path), f"is given for a disk of format {disk.format}")
     if disk.size and disk.format != "raw":

@@ -79,6 +79,16 @@ def find_program(configured: str) -> str:
     return found
 
 
+def helper_directory(directory: Path) -> Path:
+    """Return the one directory of a VM that its unprivileged helpers may write."""
+    return directory / "helpers"
+
+
+def hybrid_socket(directory: Path) -> Path:
+    """Return where vhost-device-vsock listens for connections to the guest."""
+    return helper_directory(directory) / "vsock.sock"
+
+
 def helper_argv(program: str, cid: int, backend: Path, hybrid: Path) -> list[str]:
     """Return the arguments of vhost-device-vsock for one VM.
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from vmruntime.hypervisor.devices import ARCHITECTURES
 from vmruntime.hypervisor.interface import Accelerator, Disk, KernelBoot, VmSpec
-from vmruntime.hypervisor.qemu.argv import HOTPLUG_PORTS, Descriptors, node_name, qemu_argv
+from vmruntime.hypervisor.qemu.argv import HOTPLUG_PORTS, Descriptors, qemu_argv
+from vmruntime.hypervisor.qemu.blockdev import OpenDisk, node_name
 from vmruntime.model.resources import VmSize
 
 SPEC = VmSpec(
@@ -23,7 +24,7 @@ SPEC = VmSpec(
 
 
 def argv(*, native: bool, accelerator: Accelerator = Accelerator.TCG) -> list[str]:
-    descriptors = Descriptors(qmp=3, console=4, vsock=5, vsock_native=native, disks=[6])
+    descriptors = Descriptors(qmp=3, console=4, vsock=5, vsock_native=native, disks=[OpenDisk(fd=6)])
     return qemu_argv("qemu", ARCHITECTURES["x86_64"], accelerator, SPEC, descriptors)
 
 

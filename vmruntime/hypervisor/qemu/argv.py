@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 
 import msgspec
 
 from vmruntime.hypervisor.devices import Architecture
 from vmruntime.hypervisor.interface import Accelerator, FirmwareBoot, KernelBoot, VmSpec
+from vmruntime.hypervisor.qemu.blockdev import OpenDisk, disk_arguments
+from vmruntime.hypervisor.qemu.cpu import smp_argument
+from vmruntime.hypervisor.qemu.machine_argv import MachineDescriptors, Parts, machine_parts
+from vmruntime.hypervisor.vsock import helper_directory
 from vmruntime.model.resources import VmSize
 
 HOTPLUG_PORTS = 4
 MEMORY_BLOCK_MIB = 128
 MEMORY = "memory"
+SCREEN_SOCKET = "vnc.sock"
 
 
 class Descriptors(msgspec.Struct, frozen=True, kw_only=True):
@@ -21,19 +25,27 @@ class Descriptors(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         qmp, console: Listening unix sockets.
-        vsock: A connection to vhost-device-vsock, or /dev/vhost-vsock.
-        disks: One for each disk of the VmSpec, in order.
+        vsock: A connection to vhost-device-vsock, or /dev/vhost-vsock; None: no vsock.
+        disks: Those of each disk of the VmSpec, in order.
+        machine: Those of a machine that boots from its disk.
     """
 
     qmp: int
     console: int
-    vsock: int
+    vsock: int | None
     vsock_native: bool
-    disks: list[int]
+    disks: list[OpenDisk]
+    machine: MachineDescriptors | None = None
 
     def all(self) -> list[int]:
         """Return every descriptor."""
-        return [self.qmp, self.console, self.vsock, *self.disks]
+        return [
+            self.qmp,
+            self.console,
+            *([] if self.vsock is None else [self.vsock]),
+            *(fd for disk in self.disks for fd in disk.all()),
+            *([] if self.machine is None else self.machine.all()),
+        ]
 
 
 def qemu_argv(
@@ -43,36 +55,56 @@ def qemu_argv(
 
     QEMU opens no path but the kernel and initramfs: disks and sockets are descriptors, so the account it runs as needs
     no rights to the files of pods and images.
+
+    Raises:
+        FailedPrecondition: QEMU has no such machine.
+        InvalidArgument: A field of the VmSpec cannot be used.
     """
     memory = f"{spec.size.memory_mib}M"
+    parts = _parts(architecture, accelerator, spec, descriptors)
     return [
         qemu,
-        *("-name", f"guest=vmruntime-{spec.id[:13]},debug-threads=on"),
-        *("-machine", f"{architecture.machine},memory-backend=ram"),
+        *("-name", f"guest={parts.name},debug-threads=on"),
+        *("-machine", f"{parts.machine},memory-backend=ram"),
         *("-accel", _accel(accelerator)),
-        *("-cpu", architecture.cpu[accelerator.value]),
-        *("-smp", f"cpus={spec.size.vcpus},maxcpus={max(spec.size.vcpus, spec.size.max_vcpus)}"),
+        *("-cpu", parts.cpu),
+        *("-smp", parts.smp),
         *("-m", _memory(spec.size)),
         # vhost-user backends (vhost-device-vsock, virtiofsd) map the guest's memory, hence a shared memfd.
         *("-object", f"memory-backend-memfd,id=ram,size={memory},share=on"),
-        *("-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-msg", "timestamp=on"),
+        *("-nodefaults", "-no-user-config", *parts.ending, "-display", "none", "-msg", "timestamp=on"),
         *("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"),
         *("-chardev", f"socket,id=qmp,fd={descriptors.qmp},server=on,wait=off"),
         *("-mon", "chardev=qmp,mode=control"),
-        *("-chardev", f"socket,id=console,fd={descriptors.console},server=on,wait=off"),
+        *("-chardev", f"socket,id=console,fd={descriptors.console},server=on,wait=off{parts.console}"),
         *("-serial", "chardev:console"),
-        *_boot(spec.boot, architecture),
+        *parts.boot,
         *("-device", "virtio-rng-pci"),
         *("-device", "virtio-scsi-pci,id=scsi0,num_queues=1"),
         *_vsock(spec.cid, descriptors),
-        *_root_ports(),
-        *_disks(spec, descriptors.disks),
+        *parts.ports,
+        *disk_arguments(spec.disks, descriptors.disks, boot=descriptors.machine is not None),
         *architecture.extra,
     ]
 
 
-def _boot(boot: KernelBoot | FirmwareBoot, architecture: Architecture) -> Sequence[str]:
-    assert isinstance(boot, KernelBoot)  # TODO: machines started by firmware
+def _parts(architecture: Architecture, accelerator: Accelerator, spec: VmSpec, descriptors: Descriptors) -> Parts:
+    if isinstance(spec.boot, FirmwareBoot):
+        assert descriptors.machine is not None
+        screen = helper_directory(spec.directory) / SCREEN_SOCKET
+        return machine_parts(spec, spec.boot, architecture, accelerator, descriptors.machine, screen)
+    return Parts(
+        name=f"vmruntime-{spec.id[:13]}",
+        machine=architecture.machine,
+        cpu=architecture.cpu[accelerator.value],
+        smp=smp_argument(spec.size),
+        ending=["-no-reboot"],
+        boot=_kernel(spec.boot, architecture),
+        ports=_root_ports(),
+    )
+
+
+def _kernel(boot: KernelBoot, architecture: Architecture) -> Sequence[str]:
     command_line = kernel_command_line(architecture, boot.arguments)
     return ("-kernel", str(boot.kernel), "-initrd", str(boot.initramfs), "-append", command_line)
 
@@ -88,34 +120,6 @@ def kernel_command_line(architecture: Architecture, extra: str) -> str:
     base += " no_timer_check"
     # Memory that is plugged in is used at once, and kept free of what cannot be moved away again.
     return f"{base} memhp_default_state=online_movable {extra}".strip()
-
-
-def disk_blockdev(node: str, fdset: int, *, readonly: bool, device: bool = False) -> dict[str, object]:
-    """Return the blockdev-add arguments of a raw disk behind a descriptor set: a file, or a block device."""
-    return {
-        "driver": "raw",
-        "node-name": node,
-        "read-only": readonly,
-        # Freed blocks of the writable layer go back to the host's file system.
-        "discard": "ignore" if readonly else "unmap",
-        "file": {
-            "driver": "host_device" if device else "file",
-            "filename": f"/dev/fdset/{fdset}",
-            "read-only": readonly,
-            # Layers are immutable and shared by every VM: no lock; the writable layer has one user.
-            "locking": "off" if readonly else "auto",
-        },
-    }
-
-
-def disk_device(node: str, serial: str) -> dict[str, object]:
-    """Return the device_add arguments of a SCSI disk."""
-    return {"driver": "scsi-hd", "bus": "scsi0.0", "drive": node, "id": f"dev-{node}", "serial": serial}
-
-
-def node_name(serial: str) -> str:
-    """Return the block node of a disk; QEMU allows 31 characters, so a longer serial is told by its digest."""
-    return f"d-{serial if len(serial) <= 28 else hashlib.sha256(serial.encode()).hexdigest()[:28]}"
 
 
 def _memory(size: VmSize) -> str:
@@ -147,6 +151,8 @@ def _accel(accelerator: Accelerator) -> str:
 
 
 def _vsock(cid: int, descriptors: Descriptors) -> Sequence[str]:
+    if descriptors.vsock is None:
+        return ()
     if descriptors.vsock_native:
         return ("-device", f"vhost-vsock-pci,guest-cid={cid},vhostfd={descriptors.vsock}")
     return (
@@ -162,14 +168,3 @@ def _root_ports() -> list[str]:
         for port in range(HOTPLUG_PORTS)
         for argument in ("-device", f"pcie-root-port,id=port{port},chassis={port + 1},slot={port + 1}")
     ]
-
-
-def _disks(spec: VmSpec, descriptors: list[int]) -> list[str]:
-    arguments: list[str] = []
-    for number, (disk, descriptor) in enumerate(zip(spec.disks, descriptors, strict=True)):
-        node = node_name(disk.serial)
-        blockdev = disk_blockdev(node, number, readonly=disk.readonly)
-        arguments += ["-add-fd", f"fd={descriptor},set={number},opaque={disk.serial}"]
-        arguments += ["-blockdev", msgspec.json.encode(blockdev).decode()]
-        arguments += ["-device", msgspec.json.encode(disk_device(node, disk.serial)).decode()]
-    return arguments

@@ -7,18 +7,28 @@ import contextlib
 import os
 import pwd
 import shutil
-import socket
+import stat
 from pathlib import Path
 
 from vmruntime.aio.detached import DetachedProcess
+from vmruntime.aio.pipeline import in_thread
 from vmruntime.errors import FailedPrecondition
 from vmruntime.hypervisor.devices import Architecture
+from vmruntime.hypervisor.disks import check_disks
 from vmruntime.hypervisor.errors import HypervisorError, VmGone
-from vmruntime.hypervisor.interface import Accelerator, Recorder, VmHandle, VmSpec, VsockTransport
-from vmruntime.hypervisor.qemu.argv import Descriptors, qemu_argv
+from vmruntime.hypervisor.interface import Accelerator, FirmwareBoot, Recorder, VmHandle, VmSpec, VsockTransport
+from vmruntime.hypervisor.qemu.argv import SCREEN_SOCKET, Descriptors, qemu_argv
+from vmruntime.hypervisor.qemu.descriptors import open_descriptors
 from vmruntime.hypervisor.qemu.monitor import Monitor
 from vmruntime.hypervisor.qemu.vm import QemuVm
-from vmruntime.hypervisor.vsock import VHOST_VSOCK, connect_backend, helper_argv, tail_of
+from vmruntime.hypervisor.vsock import (
+    VHOST_VSOCK,
+    connect_backend,
+    helper_argv,
+    helper_directory,
+    hybrid_socket,
+    tail_of,
+)
 
 MONITOR_TIMEOUT = 20.0
 
@@ -58,11 +68,20 @@ class QemuHypervisor:
 
         Raises:
             HypervisorError: With QEMU's own words; what was started is ended.
+            InvalidArgument: A field of the spec cannot be used.
+            FailedPrecondition: This host, or QEMU by itself, cannot do it.
         """
+        check_disks(spec.disks)
+        boot = spec.boot if isinstance(spec.boot, FirmwareBoot) else None
         async with contextlib.AsyncExitStack() as undo:
             with contextlib.ExitStack() as descriptors:
+                if boot is not None and boot.vnc:
+                    self._make_helper_directory(spec.directory)
                 helpers = await self._start_vsock(spec, record, undo, descriptors)
-                inherited = self._open_descriptors(spec, descriptors, helpers.connection)
+                native = self._transport is VsockTransport.NATIVE
+                inherited = await in_thread(
+                    lambda: open_descriptors(spec, descriptors, helpers.connection, native=native)
+                )
                 process = await self._spawn(spec, inherited, record)
             undo.push_async_callback(process.end)
             handle = VmHandle(
@@ -72,9 +91,13 @@ class QemuHypervisor:
                 helpers=[helper.identity for helper in helpers.processes],
                 directory=str(spec.directory),
                 cid=spec.cid,
-                vsock="" if self._transport is VsockTransport.NATIVE else str(hybrid_socket(spec.directory)),
+                vsock=str(hybrid_socket(spec.directory)) if helpers.processes else "",
+                uuid="" if boot is None else boot.uuid,
             )
             vm = await self._connect(handle, process, helpers.processes)
+            undo.push_async_callback(vm.close)
+            if boot is not None and boot.vnc:
+                _take_screen(spec.directory)
             undo.pop_all()
             return vm
 
@@ -92,17 +115,19 @@ class QemuHypervisor:
             raise VmGone("a helper of the VM ended while no daemon was running")
         return await self._connect(handle, process, helpers)
 
+    async def forget(self, uuid: str) -> None:
+        """Do nothing: a VM leaves nothing behind here but its process."""
+
     async def _start_vsock(
         self, spec: VmSpec, record: Recorder, undo: contextlib.AsyncExitStack, descriptors: contextlib.ExitStack
     ) -> _Vsock:
+        if spec.cid == 0:
+            return _Vsock([], None)
         if self._transport is VsockTransport.NATIVE:
             fd = os.open(VHOST_VSOCK, os.O_RDWR | os.O_CLOEXEC)
             descriptors.callback(os.close, fd)
             return _Vsock([], fd)
-        directory = helper_directory(spec.directory)
-        account = pwd.getpwnam(self._user)
-        directory.mkdir(mode=0o700, exist_ok=True)
-        os.chown(directory, account.pw_uid, account.pw_gid)
+        directory = self._make_helper_directory(spec.directory)
         log = spec.directory / "vsock.log"
         backend = directory / "backend.sock"
         helper = await DetachedProcess.spawn(
@@ -116,32 +141,12 @@ class QemuHypervisor:
         descriptors.callback(connection.close)
         return _Vsock([helper], connection.fileno())
 
-    def _open_descriptors(self, spec: VmSpec, stack: contextlib.ExitStack, vsock: int) -> Descriptors:
-        def listening(name: str) -> int:
-            server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-            stack.callback(server.close)
-            path = spec.directory / name
-            path.unlink(missing_ok=True)
-            server.bind(str(path))
-            path.chmod(0o600)
-            server.listen(4)
-            return server.fileno()
-
-        disks = []
-        for disk in spec.disks:
-            try:
-                fd = os.open(disk.path, (os.O_RDONLY if disk.readonly else os.O_RDWR) | os.O_CLOEXEC)
-            except OSError as error:
-                raise HypervisorError(f"the disk {disk.path} cannot be opened: {error.strerror}") from error
-            stack.callback(os.close, fd)
-            disks.append(fd)
-        return Descriptors(
-            qmp=listening("qmp.sock"),
-            console=listening("console.sock"),
-            vsock=vsock,
-            vsock_native=self._transport is VsockTransport.NATIVE,
-            disks=disks,
-        )
+    def _make_helper_directory(self, directory: Path) -> Path:
+        path = helper_directory(directory)
+        account = pwd.getpwnam(self._user)
+        path.mkdir(mode=0o700, exist_ok=True)
+        os.chown(path, account.pw_uid, account.pw_gid)
+        return path
 
     async def _spawn(self, spec: VmSpec, descriptors: Descriptors, record: Recorder) -> DetachedProcess:
         return await DetachedProcess.spawn(
@@ -190,19 +195,24 @@ async def _answer(process: DetachedProcess, monitor: Monitor, directory: Path) -
 
 
 class _Vsock:
-    def __init__(self, processes: list[DetachedProcess], connection: int) -> None:
+    def __init__(self, processes: list[DetachedProcess], connection: int | None) -> None:
         self.processes = processes
         self.connection = connection
 
 
-def helper_directory(directory: Path) -> Path:
-    """Return the one directory of a VM that its unprivileged helpers may write."""
-    return directory / "helpers"
-
-
-def hybrid_socket(directory: Path) -> Path:
-    """Return where vhost-device-vsock listens for connections to the guest."""
-    return helper_directory(directory) / "vsock.sock"
+def _take_screen(directory: Path) -> None:
+    """Put the VNC socket that QEMU listens on where it is looked for, and make it root's."""
+    made, target = helper_directory(directory) / SCREEN_SOCKET, directory / SCREEN_SOCKET
+    try:
+        made.replace(target)
+        # It comes from a directory that QEMU can write: a link there would lead elsewhere.
+        if not stat.S_ISSOCK(target.lstat().st_mode):
+            target.unlink()
+            raise HypervisorError(f"the VNC server's socket {made} is none")
+        os.chown(target, 0, 0)
+        target.chmod(0o600)
+    except OSError as error:
+        raise HypervisorError(f"the VNC server's socket {made} is not there: {error.strerror}") from error
 
 
 def find_qemu(configured: str, architecture: Architecture) -> str:

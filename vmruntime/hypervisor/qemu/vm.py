@@ -10,13 +10,28 @@ from pathlib import Path
 from vmruntime.aio.detached import DetachedProcess, ProcessIdentity
 from vmruntime.aio.pipeline import in_thread
 from vmruntime.aio.tasks import TaskScope
-from vmruntime.hypervisor.console import ConsoleLog
+from vmruntime.hypervisor.console import ConsoleFile, ConsoleLog
+from vmruntime.hypervisor.disks import check_disks
+from vmruntime.hypervisor.endings import end_by_status
 from vmruntime.hypervisor.errors import HypervisorError
-from vmruntime.hypervisor.interface import Disk, Nic, VmHandle
-from vmruntime.hypervisor.qemu.argv import HOTPLUG_PORTS, disk_blockdev, disk_device, node_name
+from vmruntime.hypervisor.interface import Disk, Nic, VmEnd, VmHandle
+from vmruntime.hypervisor.qemu.argv import HOTPLUG_PORTS
+from vmruntime.hypervisor.qemu.balloon import balloon_stats, poll_balloon
+from vmruntime.hypervisor.qemu.blockdev import (
+    BACKING_LABEL,
+    backing_label,
+    device_name,
+    disk_blockdev,
+    disk_device,
+    node_name,
+    open_disk,
+)
+from vmruntime.hypervisor.qemu.endings import Endings
+from vmruntime.hypervisor.qemu.machine_argv import MACHINE_PORTS
 from vmruntime.hypervisor.qemu.monitor import Monitor
 from vmruntime.hypervisor.qemu.resize import plug_cpus, set_memory
 from vmruntime.hypervisor.vsock import tail_of
+from vmruntime.model.image_pod import DiskDriver
 from vmruntime.model.resources import VmSize
 
 DETACH_TIMEOUT = 10.0
@@ -27,13 +42,6 @@ NO_NODE = "Failed to find node"
 IN_USE = "is in use"
 SHARE = "share"
 LAST_WORDS = 1.0
-ENDINGS = {
-    "guest-shutdown": "the guest powered off",
-    "guest-reset": "the guest's kernel panicked or asked for a reboot",
-    "guest-panic": "the guest's kernel panicked",
-    "host-signal": "QEMU was ended by a signal on the host",
-    "host-qmp-quit": "the VM was ended by the host",
-}
 
 
 class QemuVm:
@@ -46,11 +54,15 @@ class QemuVm:
         self._process = process
         self._helpers = helpers
         self._monitor = monitor
-        self._ports = list(range(HOTPLUG_PORTS))
+        self._by_firmware = bool(handle.uuid)
+        self._most_ports = MACHINE_PORTS if self._by_firmware else HOTPLUG_PORTS
+        self._ports = list(range(self._most_ports))
         self._scope = TaskScope(f"vm {handle.id[:13]}")
         self.directory = Path(handle.directory)
-        self.console = ConsoleLog(self.directory)
-        self._ending = ""
+        self.console = ConsoleFile(self.directory) if self._by_firmware else ConsoleLog(self.directory)
+        self._endings = Endings(monitor)
+        self._end = VmEnd.LOST
+        self._killed = False
         self._helper_ended = asyncio.Event()
         self._lost_helper = ""
 
@@ -61,18 +73,22 @@ class QemuVm:
 
     async def open(self) -> None:
         """Copy the console, listen for the reason of the VM's end, and learn which devices are plugged in."""
-        self._scope.start(self.console.copy(self.directory / "console.sock"), "console")
-        self._scope.start(self._note_ending(), "endings")
+        if isinstance(self.console, ConsoleLog):
+            self._scope.start(self.console.copy(self.directory / "console.sock"), "console")
+        self._scope.start(self._endings.listen(), "endings")
         for helper in self._helpers:
             self._scope.start(self._note_helper_end(helper), "helper")
-        plugged = await self._monitor.execute("qom-list", {"path": "/machine/peripheral"})
-        used = {item["name"].partition("-")[0] for item in plugged}
+        used = {name.partition("-")[0] for name in await self._plugged()}
         self._ports = [port for port in self._ports if f"at{port}" not in used]
+        if self._by_firmware:
+            await poll_balloon(self._monitor)
+            await self._endings.look()
 
     async def attached_disks(self) -> set[str]:
         """Return the serials of the disks the VM has: every disk's descriptor carries its serial as a label."""
         fdsets = await self._monitor.execute("query-fdsets")
-        return {str(fd["opaque"]) for fdset in fdsets for fd in fdset["fds"] if "opaque" in fd}
+        labels = {str(fd["opaque"]) for fdset in fdsets for fd in fdset["fds"] if "opaque" in fd}
+        return {label for label in labels if not label.startswith(BACKING_LABEL)}
 
     def console_tail(self) -> str:
         """Return the last lines of the guest's console."""
@@ -83,15 +99,20 @@ class QemuVm:
         await self.console.wait_for(text)
 
     async def attach_disk(self, disk: Disk) -> None:
-        """Hot-plug a disk as a SCSI LUN; nothing stays behind when QEMU refuses."""
+        """Hot-plug a disk as a SCSI LUN or into a free root port; nothing stays behind when QEMU refuses."""
+        by_port = disk.driver is DiskDriver.VIRTIO and not disk.cdrom
+        check_disks([disk], await self.attached_disks() if by_port else ())
         node = node_name(disk.serial)
         async with contextlib.AsyncExitStack() as undo:
-            fdset = await self._add_fd(disk)
-            undo.push_async_callback(self._quietly, "remove-fd", {"fdset-id": fdset})
-            arguments = disk_blockdev(node, fdset, readonly=disk.readonly, device=disk.path.is_block_device())
+            port = None
+            if by_port:
+                port = self._take_port(disk.serial)
+                undo.callback(self._ports.insert, 0, port)
+            fdset, backing, is_device = await self._add_fds(disk, undo)
+            arguments = disk_blockdev(disk, fdset, device=is_device, backing=backing)
             await self._monitor.execute("blockdev-add", arguments)
             undo.push_async_callback(self._quietly, "blockdev-del", {"node-name": node})
-            await self._monitor.execute("device_add", disk_device(node, disk.serial))
+            await self._monitor.execute("device_add", disk_device(disk, port=port))
             undo.pop_all()
 
     async def detach_disk(self, serial: str) -> None:
@@ -101,21 +122,34 @@ class QemuVm:
         part is taken away whether or not the others are there.
         """
         node = node_name(serial)
-        with self._monitor.listen_deleted(f"dev-{node}") as deleted:
+        device, port = await self._find_disk(serial)
+        with self._monitor.listen_deleted(device) as deleted:
 
             async def wait_until_deleted() -> None:
                 if not await deleted(DETACH_TIMEOUT):
                     raise HypervisorError(f"the guest did not let go of {serial} within {DETACH_TIMEOUT:g} s")
 
-            if await self._unplug(f"dev-{node}"):
+            if await self._unplug(device):
                 await wait_until_deleted()
             if not await self._remove_node(node):
                 await wait_until_deleted()  # it cannot be found any more and is not gone yet
                 if not await self._remove_node(node):
                     raise HypervisorError(f"the disk {serial} is gone and its file still in use")
+        if port is not None:
+            self._ports.append(port)
+        labels = (serial, backing_label(serial))
         for fdset in await self._monitor.execute("query-fdsets"):
-            if any(fd.get("opaque") == serial for fd in fdset["fds"]):
+            if any(fd.get("opaque") in labels for fd in fdset["fds"]):
                 await self._quietly("remove-fd", {"fdset-id": fdset["fdset-id"]})
+
+    async def _find_disk(self, serial: str) -> tuple[str, int | None]:
+        """Return the id of a disk's device, and the port it is in, if it is in one."""
+        plain = device_name(serial)
+        for name in await self._plugged() if self._by_firmware else ():
+            place, _, rest = name.partition("-")
+            if rest == plain and place.startswith("at"):
+                return name, int(place.removeprefix("at"))
+        return plain, None
 
     async def _unplug(self, device: str) -> bool:
         """Ask for a device back, if that was not done already; False: there is no such device any more."""
@@ -164,8 +198,7 @@ class QemuVm:
 
     async def has_share(self) -> bool:
         """Whether the VM has a virtio-fs device."""
-        plugged = await self._monitor.execute("qom-list", {"path": "/machine/peripheral"})
-        return any(item["name"].partition("-")[2] == SHARE for item in plugged)
+        return any(name.partition("-")[2] == SHARE for name in await self._plugged())
 
     async def attach_share(self, tag: str, backend_fd: int, helper: ProcessIdentity) -> None:
         """Hot-plug a virtio-fs device into a free root port."""
@@ -196,30 +229,75 @@ class QemuVm:
         await plug_cpus(self._monitor, size.vcpus)
         await set_memory(self._monitor, size.memory_mib, lambda: self._take_port("more memory"))
 
+    async def resume(self) -> None:
+        """Let the guest run."""
+        await self._monitor.execute("cont")
+
+    async def pause(self) -> None:
+        """Hold the guest's processors."""
+        await self._monitor.execute("stop")
+
+    async def press_power_button(self) -> None:
+        """Send an ACPI power-button event."""
+        await self._monitor.execute("system_powerdown")
+
+    async def reset(self) -> None:
+        """Reset the machine."""
+        await self._monitor.execute("system_reset")
+
+    @property
+    def reboots(self) -> int:
+        """How often the guest has booted again."""
+        return self._endings.reboots
+
+    async def balloon_stats(self) -> dict[str, int]:
+        """Return what the guest's balloon driver last said; a kernel of ours is asked otherwise."""
+        return await balloon_stats(self._monitor) if self._by_firmware else {}
+
+    @property
+    def end(self) -> VmEnd:
+        """How it ended."""
+        return self._end
+
     async def wait(self) -> str:
-        """Wait for the end of QEMU or of one of its helpers, and return why."""
+        """Wait for the end of QEMU, of its guest or of one of its helpers, and return why.
+
+        QEMU itself stays when the guest of a machine that boots from its disk has ended, until kill(): a daemon that
+        ends in between finds the reason again.
+        """
         ended = asyncio.ensure_future(self._process.wait())
         lost = asyncio.ensure_future(self._helper_ended.wait())
+        over = asyncio.ensure_future(self._endings.over.wait())
         try:
-            await asyncio.wait({ended, lost}, return_when=asyncio.FIRST_COMPLETED)
-            if not ended.done():
+            await asyncio.wait({ended, lost, over}, return_when=asyncio.FIRST_COMPLETED)
+            if not ended.done() and not over.done():
                 # Helpers end with their QEMU: its own end says more.
-                await asyncio.wait({ended}, timeout=LAST_WORDS)
-            return self._why(ended.result()) if ended.done() else self._lost_helper
+                await asyncio.wait({ended, over}, timeout=LAST_WORDS, return_when=asyncio.FIRST_COMPLETED)
+            if not ended.done() and not over.done():
+                return self._lost_helper
+            status = ended.result() if ended.done() else None
+            self._end = self._how(status)
+            return self._why(status)
         finally:
-            for task in (ended, lost):
+            for task in (ended, lost, over):
                 task.cancel()
-            await asyncio.wait({ended, lost})
+            await asyncio.wait({ended, lost, over})
+
+    def _how(self, status: int | None) -> VmEnd:
+        if self._endings.end is not None:
+            return self._endings.end
+        return VmEnd.KILLED if self._killed else end_by_status(status)
 
     def _why(self, status: int | None) -> str:
-        if self._ending in ENDINGS:
-            return ENDINGS[self._ending]
+        if self._endings.reason:
+            return self._endings.reason
         said = tail_of(self.directory / "qemu.log", 300)
         how = "ended" if status in (None, 0) else f"ended with status {status}"
         return f"QEMU {how}: {said}" if status else f"QEMU {how}"
 
     async def kill(self) -> None:
         """End QEMU and its helpers at once."""
+        self._killed = self._killed or self._process.alive
         await self._process.end()
         for helper in self._helpers:
             await helper.end()
@@ -232,24 +310,34 @@ class QemuVm:
 
     def _take_port(self, wanted_by: str) -> int:
         if not self._ports:
-            raise HypervisorError(f"the VM has no free port for {wanted_by}: it has {HOTPLUG_PORTS}")
+            raise HypervisorError(f"the VM has no free port for {wanted_by}: it has {self._most_ports}")
         return self._ports.pop(0)
 
-    async def _add_fd(self, disk: Disk) -> int:
-        flags = os.O_RDONLY if disk.readonly else os.O_RDWR
-        with contextlib.ExitStack() as undo:
+    async def _plugged(self) -> list[str]:
+        items = await self._monitor.execute("qom-list", {"path": "/machine/peripheral"})
+        return [str(item["name"]) for item in items]
 
-            def open_disk() -> int:
-                fd = os.open(disk.path, flags | os.O_CLOEXEC | os.O_NOFOLLOW)
-                undo.callback(os.close, fd)  # in the thread: the caller may be cancelled and never see the descriptor
-                return fd
+    async def _add_fds(self, disk: Disk, undo: contextlib.AsyncExitStack) -> tuple[int, int | None, bool]:
+        """Open a disk and hand its descriptors over.
 
-            try:
-                fd = await in_thread(open_disk)  # a block device whose transport is dead blocks
-            except OSError as error:
-                raise HypervisorError(f"the disk {disk.path} cannot be opened: {error.strerror}") from error
-            answer = await self._monitor.execute_with_fd("add-fd", {"opaque": disk.serial}, fd)
-        return int(answer["fdset-id"])
+        Returns:
+            The descriptor sets of the disk and of what is below it, and whether it is a block device.
+        """
+
+        async def handed_over(fd: int, label: str) -> int:
+            answer = await self._monitor.execute_with_fd("add-fd", {"opaque": label}, fd)
+            undo.push_async_callback(self._quietly, "remove-fd", {"fdset-id": answer["fdset-id"]})
+            return int(answer["fdset-id"])
+
+        with contextlib.ExitStack() as stack:
+            # In a thread: a block device whose transport is dead blocks. It is the thread that registers what is to be
+            # closed: the caller may be cancelled and never see a descriptor.
+            opened = await in_thread(lambda: open_disk(disk, stack, flags=os.O_NOFOLLOW))
+            fdset = await handed_over(opened.fd, disk.serial)
+            backing = None
+            if opened.backing is not None:
+                backing = await handed_over(opened.backing, backing_label(disk.serial))
+        return fdset, backing, opened.block_device
 
     async def _quietly(self, command: str, arguments: dict[str, object]) -> None:
         """Undo a step; its own failure must not hide the one that led here."""
@@ -261,9 +349,3 @@ class QemuVm:
         await helper.wait()
         self._lost_helper = f"{name}, which served the VM, ended"
         self._helper_ended.set()
-
-    async def _note_ending(self) -> None:
-        async for event in self._monitor.events("SHUTDOWN", "GUEST_PANICKED"):
-            data = event.get("data") or {}
-            if isinstance(data, dict):
-                self._ending = str(data.get("reason", "guest-panic"))
