@@ -44,7 +44,8 @@ class Client:
     Attributes:
         runtime: Pods and containers.
         image: Images.
-        maintenance: What CRI has no call for.
+        maintenance: What CRI has no call for, of images.
+        machines: The same of pods.
     """
 
     def __init__(self, address: Path) -> None:
@@ -60,6 +61,7 @@ class Client:
         self.runtime = cri_pb2_grpc.RuntimeServiceStub(self._channel)
         self.image = cri_pb2_grpc.ImageServiceStub(self._channel)
         self.maintenance = maintenance_pb2_grpc.ImageMaintenanceStub(self._channel)
+        self.machines = maintenance_pb2_grpc.MachineMaintenanceStub(self._channel)
 
     @classmethod
     def connect(cls, address: Path) -> Client:

@@ -21,6 +21,7 @@ from vmruntime.cli.commands.image import image
 from vmruntime.cli.commands.inspect import inspect
 from vmruntime.cli.commands.list import list_
 from vmruntime.cli.commands.logs import logs
+from vmruntime.cli.commands.machine import pause, reset, resume
 from vmruntime.cli.commands.port_forward import port_forward
 from vmruntime.cli.commands.rm import rm
 from vmruntime.cli.commands.run import run
@@ -96,8 +97,8 @@ def main(ctx: click.Context, config: Path | None, address: str, debug: bool) -> 
 
 
 for command in (
-    run, list_, exec_, attach, logs, port_forward, cp, ssh, stop, rm, inspect, console, vnc, image, serve, doctor, guest, version,
-    completion,
+    run, list_, exec_, attach, logs, port_forward, cp, ssh, stop, rm, inspect, console, vnc, pause, resume, reset, image, serve,
+    doctor, guest, version, completion,
 ):  # fmt: skip
     main.add_command(command)
 

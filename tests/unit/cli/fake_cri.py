@@ -35,6 +35,7 @@ class FakeCri(
     cri_pb2_grpc.RuntimeServiceServicer,
     cri_pb2_grpc.ImageServiceServicer,
     maintenance_pb2_grpc.ImageMaintenanceServicer,
+    maintenance_pb2_grpc.MachineMaintenanceServicer,
 ):
     """State is plain attributes; tests read and write them."""
 
@@ -54,6 +55,7 @@ class FakeCri(
         self.exec_answer = cri_pb2.ExecSyncResponse()
         self.info: dict[str, str] = {}
         self.pod_info: dict[str, Any] = {"pid": 7}
+        self.machines: list[tuple[str, str]] = []
         self._ended: dict[str, threading.Event] = {}
         self._threads: list[threading.Thread] = []
         # A streaming server; it logs when it starts, so that is before any command whose output counts.
@@ -291,6 +293,29 @@ class FakeCri(
         self.images.pop(request.image.image, None)
         return cri_pb2.RemoveImageResponse()
 
+    # --- MachineMaintenance
+
+    def ListPodKinds(self, request: Any, context: grpc.ServicerContext) -> maintenance_pb2.ListPodKindsResponse:
+        self._enter("ListPodKinds", request, context)
+        kinds = {pod.id: pod.annotations.get("vmruntime.io/kind", "container") for pod in self.pods.values()}
+        pods = [maintenance_pb2.PodKind(pod_sandbox_id=pod, kind=kind) for pod, kind in kinds.items()]
+        return maintenance_pb2.ListPodKindsResponse(pods=pods)
+
+    def PauseMachine(self, request: Any, context: grpc.ServicerContext) -> maintenance_pb2.PauseMachineResponse:
+        self._enter("PauseMachine", request, context)
+        self.machines.append(("pause", request.pod_sandbox_id))
+        return maintenance_pb2.PauseMachineResponse()
+
+    def ResumeMachine(self, request: Any, context: grpc.ServicerContext) -> maintenance_pb2.ResumeMachineResponse:
+        self._enter("ResumeMachine", request, context)
+        self.machines.append(("resume", request.pod_sandbox_id))
+        return maintenance_pb2.ResumeMachineResponse()
+
+    def ResetMachine(self, request: Any, context: grpc.ServicerContext) -> maintenance_pb2.ResetMachineResponse:
+        self._enter("ResetMachine", request, context)
+        self.machines.append(("reset", request.pod_sandbox_id))
+        return maintenance_pb2.ResetMachineResponse()
+
     # --- ImageMaintenance
 
     def ListImageUse(self, request: Any, context: grpc.ServicerContext) -> maintenance_pb2.ListImageUseResponse:
@@ -325,6 +350,7 @@ class FakeDaemon:
         cri_pb2_grpc.add_RuntimeServiceServicer_to_server(self.cri, self._server)
         cri_pb2_grpc.add_ImageServiceServicer_to_server(self.cri, self._server)
         maintenance_pb2_grpc.add_ImageMaintenanceServicer_to_server(self.cri, self._server)
+        maintenance_pb2_grpc.add_MachineMaintenanceServicer_to_server(self.cri, self._server)
         self._server.add_insecure_port(f"unix://{socket}")
         self._server.start()
 

@@ -100,7 +100,7 @@ def test_list(cli: Cli) -> None:
     assert [line.split()[0] for line in lines] == [
         "POD", "b" * 13, lines[2].split()[0], "a" * 13, lines[4].split()[0],
     ]  # fmt: skip
-    assert lines[1].split()[1:5] == ["new", "default", "ready", "10.88.0.2"]
+    assert lines[1].split()[1:6] == ["new", "default", "container", "ready", "10.88.0.2"]
     assert lines[2].startswith("  ")
     assert "web" in lines[2]
     assert "running" in lines[2]
@@ -110,6 +110,9 @@ def test_list(cli: Cli) -> None:
     shown = json.loads(cli("list", "-o", "json").stdout)
     assert [pod["name"] for pod in shown] == ["new", "old"]
     assert shown[1]["containers"][0]["exit_code"] == 3
+    assert shown[1]["kind"] == "container"
+    cli.cri.failures["ListPodKinds"] = (grpc.StatusCode.UNIMPLEMENTED, "another runtime")
+    assert cli("list").stdout.splitlines()[1].split()[1:5] == ["new", "default", "-", "ready"]
     assert shown[0]["created_at"] == "1970-01-01T00:00:00.000000002Z"
     assert "�" in _row(cli, "evil\x1b[2J")
 

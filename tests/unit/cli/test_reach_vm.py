@@ -1,4 +1,4 @@
-"""Ways to a VM: its screen, its sshd."""
+"""Ways to a VM: its screen, its sshd, its buttons."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import grpc
 import pytest
 
 from tests.unit.cli.conftest import Cli
@@ -205,3 +206,16 @@ def test_ssh_waits_for_an_sshd(cli: Cli, executed: list[list[str]]) -> None:
     result = cli("ssh", "-p", str(port), "--wait", "1", "vm")
     assert (result.exit_code, f"no sshd on 127.0.0.1 port {port} after 1 s" in result.stderr) == (1, True)
     assert len(executed) == 1
+
+
+def test_the_buttons_of_machines(cli: Cli) -> None:
+    first, second = cli.cri.add_pod("a"), cli.cri.add_pod("b")
+    for name in ("pause", "resume", "reset"):
+        result = cli(name, "a", second[:10])
+        assert (result.stdout.split(), result.exit_code) == ([first, second], 0)
+    assert cli.cri.machines == [(name, pod) for name in ("pause", "resume", "reset") for pod in (first, second)]
+    assert cli("reset", "a", "typo").exit_code == 1
+    assert len(cli.cri.machines) == 6
+    cli.cri.failures["PauseMachine"] = (grpc.StatusCode.FAILED_PRECONDITION, "the VM does not run")
+    result = cli("pause", "a")
+    assert (result.exit_code, result.stderr) == (1, "error: the VM does not run\n")

@@ -13,8 +13,8 @@ from vmruntime.cli.context import App, pass_app
 from vmruntime.cli.follow import status_of
 from vmruntime.cli.lookup import Inventory
 from vmruntime.cli.render import add_row, ago, console, print_json, table, timestamp
-from vmruntime.errors import NotFound
-from vmruntime.generated import cri_pb2
+from vmruntime.errors import NotFound, Unimplemented
+from vmruntime.generated import cri_pb2, maintenance_pb2
 from vmruntime.ids import short_id
 
 
@@ -35,14 +35,26 @@ def list_(app: App, output: str, quiet: bool, running: bool, no_trunc: bool) -> 
         for pod in pods:
             click.echo(pod.id)
         return
-    shown = [_pod(client, pod, inventory, running) for pod in pods]
+    kinds = _kinds(client)
+    shown = [_pod(client, pod, inventory, running, kinds.get(pod.id)) for pod in pods]
     if output == "json":
         print_json([{**pod, "created_at": timestamp(pod["created_at"])} for pod in shown])
         return
     _print_table(shown, no_trunc)
 
 
-def _pod(client: Client, pod: cri_pb2.PodSandbox, inventory: Inventory, running: bool) -> dict[str, Any]:
+def _kinds(client: Client) -> dict[str, str]:
+    """Return the kinds of pods by id; of another runtime's: nothing."""
+    try:
+        pods = client.call(client.machines.ListPodKinds, maintenance_pb2.ListPodKindsRequest()).pods
+    except Unimplemented:
+        return {}
+    return {pod.pod_sandbox_id: pod.kind for pod in pods}
+
+
+def _pod(
+    client: Client, pod: cri_pb2.PodSandbox, inventory: Inventory, running: bool, kind: str | None
+) -> dict[str, Any]:
     containers = [
         _container(client, container)
         for container in inventory.of_pod(pod.id)
@@ -54,6 +66,7 @@ def _pod(client: Client, pod: cri_pb2.PodSandbox, inventory: Inventory, running:
         "namespace": pod.metadata.namespace,
         "uid": pod.metadata.uid,
         "attempt": pod.metadata.attempt,
+        "kind": kind,
         "state": "ready" if pod.state == cri_pb2.SANDBOX_READY else "stopped",
         "ips": _addresses(client, pod),
         "created_at": pod.created_at,
@@ -101,18 +114,18 @@ def _print_table(pods: list[dict[str, Any]], full_ids: bool) -> None:
     def identifier(text: str) -> str:
         return text if full_ids else short_id(text)
 
-    shown = table("POD ID", "NAME", "NAMESPACE", "STATE", "IP", "CREATED")
+    shown = table("POD ID", "NAME", "NAMESPACE", "KIND", "STATE", "IP", "CREATED")
     now = time.time_ns()
     for pod in pods:
         add_row(
-            shown, identifier(pod["id"]), pod["name"], pod["namespace"], pod["state"], ", ".join(pod["ips"][:1]),
-            ago(pod["created_at"], now),
+            shown, identifier(pod["id"]), pod["name"], pod["namespace"], pod["kind"] or "-", pod["state"],
+            ", ".join(pod["ips"][:1]), ago(pod["created_at"], now),
         )  # fmt: skip
         for container in pod["containers"]:
             state = container["state"]
             if container["exit_code"] is not None:
                 state += f" ({container['exit_code']}{_cause(container['reason'])})"
-            add_row(shown, f"  {identifier(container['id'])}", container["name"], "", state, "", container["image"])
+            add_row(shown, f"  {identifier(container['id'])}", container["name"], "", "", state, "", container["image"])
     console().print(shown)
 
 
