@@ -104,7 +104,8 @@ async def test_what_a_machine_may_try(heard: Heard, monkeypatch: pytest.MonkeyPa
     await heard.say(b"STATUS=\x1b[31m" + b"y" * 1000)
     with contextlib.ExitStack() as silent:
         for _ in range(3 * notify.CONNECTIONS // 2):
-            silent.enter_context(socket.socket(socket.AF_UNIX)).connect(str(heard.path))
+            one = silent.enter_context(socket.socket(socket.AF_UNIX))
+            await asyncio.to_thread(one.connect, str(heard.path))
         await heard.say(b"READY=1")
     await heard.until(2)
     assert heard.got[1] == {"READY": "1"}
