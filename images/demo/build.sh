@@ -17,6 +17,8 @@ layout=$cache/oci
 suite=$(. /etc/os-release && echo "$VERSION_CODENAME")
 path=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 mkdir -p "$out" "$cache"
+exec {lock}>"$cache/lock"
+flock "$lock" # a second build would take the base away from under this one
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
