@@ -35,7 +35,7 @@ SOON = 20.0
 
 @pytest.fixture(scope="module")
 def node(base: Path) -> Iterator[Daemon]:
-    with running_daemon(base / "k") as daemon:
+    with running_daemon(base / "crashes") as daemon:
         yield daemon
 
 
@@ -229,7 +229,7 @@ def test_a_daemon_killed_while_it_pulls(base: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"127.0.0.1:{silent.getsockname()[1]}"
         conf = registries_conf(base / "silent.conf", {"silent.example": address})
-        with running_daemon(base / "p", f'[images]\nregistries_conf = "{conf}"') as daemon:
+        with running_daemon(base / "silent", f'[images]\nregistries_conf = "{conf}"') as daemon:
             spec = cri.ImageSpec(image="silent.example/app:1")
             call = daemon.images.PullImage.future(cri.PullImageRequest(image=spec))
             assert until(lambda: pulling(daemon))

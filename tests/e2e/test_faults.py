@@ -33,7 +33,7 @@ def node(base: Path, server: Registry) -> Iterator[Daemon]:
     """A daemon that knows one registry that works and one that does not."""
     locations = {"registry.example": server.address, "dead.example": "127.0.0.1:1"}
     conf = registry.registries_conf(base / "faults-registries.conf", locations)
-    with running_daemon(base / "n", f'[images]\nregistries_conf = "{conf}"') as daemon:
+    with running_daemon(base / "faults", f'[images]\nregistries_conf = "{conf}"') as daemon:
         yield daemon
 
 

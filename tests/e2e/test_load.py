@@ -39,7 +39,7 @@ Record = Callable[[str, object], None]
 
 @pytest.fixture(scope="module")
 def fake(base: Path) -> Iterator[MeasuredDaemon]:
-    with measured_daemon(base / "f", fake=True) as node:
+    with measured_daemon(base / "load", fake=True) as node:
         yield node
 
 
@@ -174,7 +174,7 @@ def test_two_hundred_pods_one_after_the_other(fake: MeasuredDaemon, busybox: str
 
 
 def test_ten_vms_one_after_the_other(base: Path, busybox: str, record_property: Record) -> None:
-    with measured_daemon(base / "r") as node:
+    with measured_daemon(base / "vms") as node:
         image = pull(node, busybox)
         asyncio.run(lives(node, image, "vm", WARM_UP_OF_VMS))
         before = node.figures()

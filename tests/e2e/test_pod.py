@@ -179,7 +179,7 @@ def test_a_failing_cni_plugin_leaves_nothing(base: Path) -> None:
     plugin.chmod(0o755)
     (conf_dir / "1.conflist").write_text('{"cniVersion": "1.0.0", "name": "x", "plugins": [{"type": "broken"}]}')
     extra = f'[network]\nconf_dir = "{conf_dir}"\nbin_dirs = ["{bin_dir}"]'
-    with running_daemon(base / "f", extra) as daemon:
+    with running_daemon(base / "broken", extra) as daemon:
         with pytest.raises(grpc.RpcError) as failed:
             run_pod(daemon, "nonet")
         assert "no addresses left" in str(failed.value.details())

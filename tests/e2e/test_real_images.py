@@ -85,7 +85,7 @@ def site(base: Path) -> Iterator[Site]:
         private.copy(f"oci-archive:{ROOT}/build/demo-images/busybox.tar", "team/tool:1")
         conf = registry.mirror_conf(base / "registries.conf", "docker.io", mirror.address, private.address)
         extra = f'[images]\nregistries_conf = "{conf}"'
-        daemon = stack.enter_context(running_daemon(base / "r", extra))
+        daemon = stack.enter_context(running_daemon(base / "real", extra))
         yield Site(daemon, mirror, private)
 
 

@@ -31,7 +31,7 @@ def node(base: Path, tmp_path: Path, collecting: Collector) -> Iterator[Daemon]:
         server.push(build_image(tmp_path / "l", [files({"a": b"a"}), files({"b": b"b"})]), "app:1")
         conf = reg.registries_conf(tmp_path / "r.conf", {"registry.example": server.address})
         extra = f'[images]\nregistries_conf = "{conf}"\n[tracing]\nendpoint = "{collecting.address}"\n'
-        with running_daemon(base / "t", extra) as daemon:
+        with running_daemon(base / "traced", extra) as daemon:
             yield daemon
 
 

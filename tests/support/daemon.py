@@ -42,10 +42,13 @@ class Daemon:
         """Write the configuration.
 
         Args:
-            base: Is made; short, because unix socket paths are.
+            base: Is made; short, because unix socket paths are, and no other daemon's, now or before.
             extra: More configuration, as TOML; it overrides what is written here, key by key.
             built_in_network: Use the bridge that daemons without a CNI configuration share.
             module: What to run; tests.support.fake_daemon is a daemon without VMs.
+
+        Raises:
+            FileExistsError: A daemon has been there: its images and records would become this one's.
         """
         self._module = module
         self.base = base
@@ -68,7 +71,8 @@ class Daemon:
         if not built_in_network:
             settings["network"] = {"conf_dir": str(write_network(base, name).parent)}
         settings = _merged(settings, tomllib.loads(extra))
-        self.config.write_text(toml(settings))
+        with self.config.open("x") as file:
+            file.write(toml(settings))
         self.footprint = leaks.Footprint(
             base=base,
             root=self.root,
