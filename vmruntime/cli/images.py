@@ -11,6 +11,8 @@ from pathlib import Path
 
 from vmruntime.cli.client import Client
 from vmruntime.cli.progress import working
+from vmruntime.cli.render import size
+from vmruntime.cri.translate.image import DISK_FORMAT_ANNOTATION, DISK_SIZE_ANNOTATION
 from vmruntime.errors import InvalidArgument, NotFound, Unimplemented
 from vmruntime.generated import cri_pb2, maintenance_pb2
 from vmruntime.ids import short_id
@@ -158,6 +160,13 @@ def find(client: Client, reference: str, annotations: Mapping[str, str] | None =
         candidates = ", ".join(short_image_id(image.id) for image in found)
         raise InvalidArgument(f"{reference!r} may be any of: {candidates}", remedy="give more of the id")
     return found[0] if found else None
+
+
+def disk(image: cri_pb2.Image) -> str:
+    """Return the format of a VM image's disk, and how large its guest sees it; empty: it is none."""
+    told = image.spec.annotations
+    form, bytes_ = told.get(DISK_FORMAT_ANNOTATION, ""), told.get(DISK_SIZE_ANNOTATION, "")
+    return f"{form}, {size(int(bytes_))}" if form and bytes_.isdecimal() else form
 
 
 def require(client: Client, reference: str) -> cri_pb2.Image:

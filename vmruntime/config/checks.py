@@ -48,6 +48,7 @@ def _paths(settings: Settings) -> Iterator[InvalidArgument]:
         "root": settings.root,
         "run": settings.run,
         "network.conf_dir": settings.network.conf_dir,
+        "images.translations_dir": settings.images.translations_dir,
         **{f"hooks_dirs[{i}]": path for i, path in enumerate(settings.hooks_dirs)},
         **{f"cdi_spec_dirs[{i}]": path for i, path in enumerate(settings.cdi_spec_dirs)},
         **{f"network.bin_dirs[{i}]": path for i, path in enumerate(settings.network.bin_dirs)},

@@ -14,10 +14,9 @@ from vmruntime.images.progress import Phase, PullProgress, Report
 from vmruntime.images.reference import Reference
 from vmruntime.images.scratch import ScratchSpace
 from vmruntime.images.shared import ToldWork
-from vmruntime.images.translation import PREFIX, SUFFIXES, Translation, Translator, load_directory
+from vmruntime.images.translation import SUFFIXES, Translation, Translator, load_directory
 from vmruntime.model.image import DiskImage
 
-DOMAIN = PREFIX.rstrip("/")
 KEPT_SECONDS = 24 * 3600.0
 """How long half a download is kept for somebody to go on with."""
 

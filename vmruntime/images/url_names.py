@@ -7,7 +7,7 @@ import re
 from urllib.parse import unquote, urlsplit
 
 from vmruntime.errors import InvalidArgument
-from vmruntime.images.endpoint import SCHEMES, check_url
+from vmruntime.images.endpoint import SCHEMES, check_url, redacted
 from vmruntime.images.reference import DEFAULT_TAG, Reference
 
 DOMAIN = "localhost"
@@ -35,7 +35,8 @@ def name_of(url: str) -> Reference:
     path = unquote(parts.path)
     if parts.scheme == "file":
         return Reference(DOMAIN, _path([path.rpartition("/")[2]]), DEFAULT_TAG)
-    tag = f"url-{hashlib.sha256(url.encode()).hexdigest()[:12]}"
+    # Without user and password, which a hash in a list of images would help to guess.
+    tag = f"url-{hashlib.sha256(redacted(url).encode()).hexdigest()[:12]}"
     return Reference(DOMAIN, _path([parts.hostname or "", *path.split("/")]), tag)
 
 

@@ -287,6 +287,30 @@ def test_image_list_and_rm(cli: Cli) -> None:
     assert image.id not in cli.cri.images
 
 
+def test_image_list_shows_disks_of_vms(cli: Cli) -> None:
+    cli.cri.add_image("plain:1", "a")
+    assert "DISK" not in cli("image", "list").stdout
+    vm = cli.cri.add_image("virtlet.cloud/debian:latest", "b")
+    annotations = {"vmruntime.io/disk-format": "qcow2", "vmruntime.io/disk-size": str(10 * 2**30)}
+    vm.spec.CopyFrom(cri_pb2.ImageSpec(image=vm.id, annotations=annotations))
+    cli.cri.images[vm.id] = vm
+    head, plain, shown = cli("image", "list").stdout.splitlines()
+    assert "DISK" in head
+    assert " - " in plain
+    assert "qcow2, 10.0 GiB" in shown
+
+
+def test_image_convert(cli: Cli, tmp_path: Path) -> None:
+    source, target = tmp_path / "source.img", tmp_path / "target.qcow2"
+    source.write_bytes(bytes(510) + b"\x55\xaa" + bytes(2**20 - 512))
+    assert cli("image", "convert", source, target).exit_code == 0
+    assert target.read_bytes()[:4] == b"QFI\xfb"
+    again = cli("image", "convert", "--format", "raw", target, target)
+    assert (again.exit_code, "is there already" in again.stderr) == (1, True)
+    source.write_bytes(b"<html>")
+    assert "is a web page" in cli("image", "convert", source, tmp_path / "x").stderr
+
+
 def test_image_list_tells_the_last_use(cli: Cli) -> None:
     names = ("new:1", "used:1", "pinned:1", "untold:1")
     new, used, pinned, untold = (cli.cri.add_image(name, letter) for name, letter in zip(names, "abcd", strict=True))

@@ -78,6 +78,12 @@ async def test_status_for_an_image_pod(rig: Rig) -> None:
         "virtual_size": 2**30,
         "file_size": 1000,
     }
+    told = answer.image.spec
+    assert (told.image, told.annotations["vmruntime.io/disk-format"], told.annotations["vmruntime.io/disk-size"]) == (
+        image.id,
+        "qcow2",
+        "1073741824",
+    )
     assert not (await rig.image.ImageStatus(cri.ImageStatusRequest(image=spec()))).HasField("image")
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 import time
+from pathlib import Path
 
 import click
 
@@ -12,6 +14,8 @@ from vmruntime.cli.context import App, pass_app
 from vmruntime.cli.quantities import Duration
 from vmruntime.cli.render import add_row, ago, console, plain, print_json, size, table, timestamp
 from vmruntime.generated import cri_pb2, maintenance_pb2
+from vmruntime.images.convert import convert as converted
+from vmruntime.images.disk_header import DiskFormat
 from vmruntime.images.endpoint import redacted
 
 
@@ -37,12 +41,21 @@ def list_(app: App, output: str, quiet: bool) -> None:
     if output == "json":
         print_json([{**plain(item), **_use(uses.get(item.id))} for item in found_sorted])
         return
-    shown = table("IMAGE", "TAG", "IMAGE ID", "SIZE", "LAST USED")
+    # Most machines have none: the column is there for those that do.
+    disks = {item.id: images.disk(item) for item in found_sorted}
+    extra = ["DISK"] if any(disks.values()) else []
+    shown = table("IMAGE", "TAG", "IMAGE ID", "SIZE", *extra, "LAST USED")
     now = time.time_ns()
     for item in found_sorted:
         last_used = _last_used(item, uses.get(item.id), now)
+        cells = [
+            images.short_image_id(item.id),
+            size(item.size),
+            *([disks[item.id] or "-"] if extra else []),
+            last_used,
+        ]
         for name, tag in _names(item):
-            add_row(shown, name, tag, images.short_image_id(item.id), size(item.size), last_used)
+            add_row(shown, name, tag, *cells)
     console().print(shown)
 
 
@@ -81,6 +94,22 @@ def import_(app: App, quiet: bool, source: str) -> None:
     oci:DIRECTORY:NAME, oci-archive:FILE:NAME, docker-archive:FILE:NAME. The daemon reads it, so it must be on the daemon's machine.
     """
     _pull(app, images.recognise(source), None, quiet)
+
+
+@image.command()
+@click.option("--format", "form", type=click.Choice(["qcow2", "raw", "vmdk"]), default="qcow2", show_default=True)
+@click.option("--compress", is_flag=True, help="Make it small; VMs read it more slowly.")
+@click.argument("source", type=click.Path(path_type=Path))
+@click.argument("target", type=click.Path(path_type=Path))
+@pass_app
+def convert(app: App, form: str, compress: bool, source: Path, target: Path) -> None:
+    """Make the disk image SOURCE into TARGET, of another format.
+
+    SOURCE is checked first, as an image that is pulled would be: one that refers to other files of this machine is
+    refused. No daemon is needed.
+    """
+    limit = app.settings.images.max_disk_gib * 1024**3
+    asyncio.run(converted(source, target, DiskFormat(form), compress=compress, max_virtual_size=limit))
 
 
 @image.command()

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 from vmruntime.cli.doctor.host import Host
 from vmruntime.cli.doctor.programs import first_line, program
 from vmruntime.cli.doctor.report import Capability, Check, degraded, found, missing
 from vmruntime.config.settings import Settings
+from vmruntime.errors import FailedPrecondition
+from vmruntime.images.translation import load_directory
 
 POLICIES = ("/etc/containers/policy.json", "/usr/share/containers/policy.json")
 GNUPG = "apt install gnupg"
@@ -61,6 +64,16 @@ def registries(host: Host, settings: Settings) -> Capability:
     return found("registries", REGISTRIES)
 
 
+def translations(host: Host, settings: Settings) -> Capability:
+    """Whether the names of VM images can be translated."""
+    directory = Path(settings.images.translations_dir)
+    try:
+        rules = load_directory(directory)
+    except FailedPrecondition as error:
+        return missing("VM image names", error.message, error.remedy or "correct it", essential=False)
+    return found("VM image names", f"{len(rules)} translations in {directory}")
+
+
 CHECKS: tuple[Check, ...] = (
     program("skopeo", "pulls images", "skopeo"),
     program("mkfs.erofs", "makes disks of layers", "erofs-utils"),
@@ -69,4 +82,9 @@ CHECKS: tuple[Check, ...] = (
     program("prlimit", "keeps unpacked layers within their limit", "util-linux"),
     policy,
     registries,
+    program("qemu-img", "checks disks of VM images and makes those of image pods", "qemu-utils", essential=False),
+    program("curl", "downloads VM images by URL", "curl", essential=False),
+    program("unshare", "mounts layers that hold a VM's disk, unseen", "util-linux", essential=False),
+    program("blkid", "tells a blank volume from one with data", "util-linux", essential=False),
+    translations,
 )

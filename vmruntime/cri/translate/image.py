@@ -14,6 +14,10 @@ from vmruntime.generated import cri_pb2 as cri
 from vmruntime.model.image import Image, RegistryAuth
 from vmruntime.model.sandbox import SandboxKind
 
+DISK_FORMAT_ANNOTATION = "vmruntime.io/disk-format"
+DISK_SIZE_ANNOTATION = "vmruntime.io/disk-size"
+"""Bytes that a guest sees."""
+
 # Registry tokens are large, but not this large.
 _CREDENTIAL_LIMIT = 1024 * 1024
 
@@ -75,8 +79,17 @@ def image_to_cri(image: Image) -> cri.Image:
         size=max(image.size, 1),
         uid=cri.Int64Value(value=int(user)) if numeric else None,
         username="" if numeric else user,
+        spec=_spec(image),
         pinned=image.pinned,
     )
+
+
+def _spec(image: Image) -> cri.ImageSpec | None:
+    """Return what CRI has no field for: that VMs boot an image, and what they see."""
+    if image.disk is None:
+        return None
+    annotations = {DISK_FORMAT_ANNOTATION: image.disk.format, DISK_SIZE_ANNOTATION: str(image.disk.virtual_size)}
+    return cri.ImageSpec(image=image.id, annotations=annotations)
 
 
 def image_info(image: Image) -> dict[str, str]:
