@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import secrets
 import socket
 import struct
 import subprocess
@@ -30,7 +31,7 @@ TUNGETVNETHDRSZ = 0x800454D7  # linux/if_tun.h
 
 @pytest.fixture(params=["bridge", "ptp"])
 def networks(base: Path, request: pytest.FixtureRequest) -> Iterator[PodNetworks]:
-    made = PodNetworks(base / request.param / request.node.name.partition("[")[0], request.param)
+    made = PodNetworks(base / secrets.token_hex(4), request.param)
     yield made
     made.end()
 

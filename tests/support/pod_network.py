@@ -26,11 +26,13 @@ class PodNetworks:
 
     Attributes:
         service: The service, of which restarted() makes another one.
+        plugin: Of CNI.
         subnet: The first three numbers of its addresses; the gateway is the first.
         bridge: The host's side of a bridge network.
     """
 
     def __init__(self, base: Path, plugin: str) -> None:
+        self.plugin = plugin
         number = secrets.randbelow(2**13)
         self.subnet = f"10.{224 + number // 256}.{number % 256}"
         self.v6 = f"fd{secrets.token_hex(1)}:{number:x}::"

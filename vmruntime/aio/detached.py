@@ -164,8 +164,12 @@ class DetachedProcess:
         return os.waitstatus_to_exitcode(status) if pid else None
 
 
-def drop_privileges(user: str) -> list[str]:
+def drop_privileges(user: str, keep: Sequence[str] = ()) -> list[str]:
     """Return the setpriv(1) command that becomes an account for good: its ids, no other groups, no capabilities.
+
+    Args:
+        user: The account.
+        keep: Capabilities that it has all the same, in setpriv's spelling.
 
     Raises:
         FailedPrecondition: The account does not exist.
@@ -177,7 +181,9 @@ def drop_privileges(user: str) -> list[str]:
             f"hypervisor.user: no account named {user!r}", remedy="create it, or run make setup"
         ) from None
     ids = (f"--reuid={account.pw_uid}", f"--regid={account.pw_gid}", "--clear-groups")
-    return ["setpriv", *ids, "--inh-caps=-all", "--bounding-set=-all", "--no-new-privs", "--"]
+    capabilities = ",".join(["-all", *(f"+{name}" for name in keep)])
+    sets = ["inh-caps", "bounding-set", *(["ambient-caps"] if keep else [])]
+    return ["setpriv", *ids, *(f"--{one}={capabilities}" for one in sets), "--no-new-privs", "--"]
 
 
 async def _forked(command: list[str], log: Path, pass_fds: tuple[int, ...]) -> subprocess.Popen[bytes]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import pwd
 import subprocess
 import sys
 import time
@@ -75,6 +76,16 @@ async def test_another_process_under_the_same_pid_is_not_ours() -> None:
 def test_unknown_account_is_named() -> None:
     with pytest.raises(FailedPrecondition, match=r"hypervisor\.user: no account named 'nobody-here'"):
         drop_privileges("nobody-here")
+
+
+def test_capabilities_go_but_for_those_to_keep() -> None:
+    account = pwd.getpwuid(os.getuid()).pw_name
+    gone = ["--inh-caps=-all", "--bounding-set=-all", "--no-new-privs", "--"]
+    assert drop_privileges(account)[4:] == gone
+    kept = "-all,+net_admin,+net_raw"
+    assert drop_privileges(account, ["net_admin", "net_raw"])[4:] == [
+        f"--inh-caps={kept}", f"--bounding-set={kept}", f"--ambient-caps={kept}", "--no-new-privs", "--",
+    ]  # fmt: skip
 
 
 HEADLESS = """

@@ -36,6 +36,7 @@ PROGRAMS = {
     "iptables",
     "ip",
     "tc",
+    "dnsmasq",
 }
 
 
@@ -217,6 +218,7 @@ Spoil = Callable[[Machine], object]
         (lambda m: m.answers.update(env='{"supportedVersions": ["0.4.0"]}'), "cni plugins", State.FOUND, "(CNI 0.4.0)"),
         (lambda m: m.answers.update(env="rubbish"), "cni plugins", State.FOUND, "(CNI 1.1.0)"),
         (lambda m: m.programs.discard("iptables"), "iptables", State.MISSING, "masquerade"),
+        (lambda m: m.programs.discard("dnsmasq"), "dnsmasq", State.MISSING, "DHCP requests of image pods"),
         (lambda m: m.remove("/dev/net/tun"), "tun", State.MISSING, "does not exist"),
         (lambda m: m.busy_devices.update({"/dev/net/tun": "No such device"}), "tun", State.MISSING, "No such device"),
         (lambda m: m.write(f"/lib/modules/{KERNEL}/modules.dep"), "traffic control", State.MISSING, "cls_u32"),

@@ -159,6 +159,7 @@ CHECKS: tuple[Check, ...] = (
     iptables,
     program("ip", "makes network namespaces and taps", "iproute2"),
     program("tc", "leads packets between CNI and the VM", "iproute2"),
+    program("dnsmasq", "answers the DHCP requests of image pods", "dnsmasq-base", essential=False),
     tun,
     traffic_control,
 )
