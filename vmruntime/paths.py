@@ -85,6 +85,10 @@ class Paths:
         """Bind mounts that hold the pods' network namespaces (the directory ip-netns(8) reads)."""
         return Path("/run/netns")
 
+    def pod_netns(self, sandbox_id: str) -> Path:
+        """Return where one sandbox's network namespace is mounted."""
+        return self.netns / f"vmrt-{sandbox_id[:13]}"
+
     def pod_disks(self, sandbox_id: str) -> Path:
         """Return the directory of one sandbox's disks."""
         return self.pods / sandbox_id

@@ -139,7 +139,7 @@ def test_a_pod_in_the_background(cli: Cli, node: Daemon) -> None:
     assert (inner["id"], inner["state"], inner["image"], inner["exit_code"]) == (container, "running", BUSYBOX, None)
     assert cli("list", "-q") == f"{pod}\n"
     table = cli("list")
-    assert re.search(rf"{pod[:13]} +web +\S+ +ready +{re.escape(shown['ips'][0])}", table)
+    assert re.search(rf"{pod[:13]} +web +\S+ +container +ready +{re.escape(shown['ips'][0])}", table)
     assert re.search(rf"{container[:13]} +\S+ +running", table)
     assert answer(shown["ips"][0], 8000) == "answer\n"
     assert answer(host_address(), 18099) == "answer\n"

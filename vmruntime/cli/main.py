@@ -14,6 +14,7 @@ from vmruntime.cli.commands.attach import attach
 from vmruntime.cli.commands.completion import completion
 from vmruntime.cli.commands.console import console
 from vmruntime.cli.commands.cp import cp
+from vmruntime.cli.commands.diag import diag
 from vmruntime.cli.commands.doctor import doctor
 from vmruntime.cli.commands.exec import exec_
 from vmruntime.cli.commands.guest import guest
@@ -98,7 +99,7 @@ def main(ctx: click.Context, config: Path | None, address: str, debug: bool) -> 
 
 for command in (
     run, list_, exec_, attach, logs, port_forward, cp, ssh, stop, rm, inspect, console, vnc, pause, resume, reset, image, serve,
-    doctor, guest, version, completion,
+    doctor, diag, guest, version, completion,
 ):  # fmt: skip
     main.add_command(command)
 

@@ -44,7 +44,7 @@ class NetworkService:
 
     def netns_path(self, sandbox_id: str) -> Path:
         """Return where a pod's network namespace is."""
-        return self._paths.netns / f"vmrt-{sandbox_id[:13]}"
+        return self._paths.pod_netns(sandbox_id)
 
     async def ready(self) -> tuple[bool, str]:
         """Return whether pods can get an address, and why not: by the files as they are now, and by STATUS."""
