@@ -324,6 +324,10 @@ async def test_what_hinders_the_server(
         assert sandbox.network is not None
         with pytest.raises(FailedPrecondition, match="no account named 'nobody-at-all'"):
             await start_dhcp(sandbox.network, DNS, "web", servers.directory, servers.record, "nobody-at-all")
+        with monkeypatch.context() as patch:
+            patch.setattr(dhcp, "PROGRAM", "no-dnsmasq-here")
+            with pytest.raises(FailedPrecondition, match="'no-dnsmasq-here' is not installed"):
+                await servers.start(sandbox.network)
         monkeypatch.setattr(dhcp, "dnsmasq_arguments", lambda *_: ["--no-such-option"])
         with pytest.raises(NetworkError, match="dnsmasq ended at its start: .*command line"):
             await servers.start(sandbox.network)

@@ -25,6 +25,9 @@ from vmruntime.errors import FailedPrecondition, Internal
 
 GATE = ("/bin/sh", "-c", 'read -r go && exec "$@" </dev/null', "vmruntime-gate")
 
+PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+"""Where programs are looked for."""
+
 
 class ProcessIdentity(msgspec.Struct, frozen=True, kw_only=True):
     """A process, beyond doubt: `start_time` is in clock ticks since boot (proc(5), stat field 22)."""
@@ -210,7 +213,7 @@ def _fork(command: list[str], log: Path, pass_fds: tuple[int, ...]) -> subproces
             start_new_session=True,
             pass_fds=pass_fds,
             cwd="/",
-            env={"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C"},
+            env={"PATH": PATH, "LANG": "C"},
         )
 
 

@@ -9,12 +9,14 @@ but that.
 from __future__ import annotations
 
 import asyncio
+import shutil
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from vmruntime.aio.detached import DetachedProcess, ProcessIdentity, drop_privileges
+from vmruntime.aio.detached import PATH, DetachedProcess, ProcessIdentity, drop_privileges
 from vmruntime.aio.pipeline import in_thread
 from vmruntime.aio.process import last_lines
+from vmruntime.errors import FailedPrecondition
 from vmruntime.model.sandbox import Dns, PodNetwork
 from vmruntime.network import netns
 from vmruntime.network.dhcp_options import Lease, dnsmasq_arguments, leases
@@ -63,12 +65,15 @@ async def start_dhcp(
 
     Raises:
         InvalidArgument: A name or server cannot be told by DHCP; nothing was started.
+        FailedPrecondition: dnsmasq is not installed, or there is no such account.
         NetworkError: The kernel refuses, or dnsmasq does.
     """
     arguments = dnsmasq_arguments(network, dns, hostname)
     if not arguments:
         return None
     namespace = Path(network.netns)
+    if await in_thread(lambda: shutil.which(PROGRAM, path=PATH)) is None:
+        raise FailedPrecondition(f"the program {PROGRAM!r} is not installed", remedy="install dnsmasq-base")
     await _listen_on_taps(namespace, leases(network))
     log = directory / LOG_NAME
     process = await DetachedProcess.spawn(
@@ -124,7 +129,7 @@ async def _until_listening(process: DetachedProcess, log: Path) -> None:
     except TimeoutError:
         raise NetworkError(f"dnsmasq does not listen after {START_TIMEOUT:g} s; see {log}") from None
     words = last_lines(log.read_text(errors="replace"))
-    raise NetworkError(f"dnsmasq ended at its start: {words}", remedy="vmruntime doctor says which package has it")
+    raise NetworkError(f"dnsmasq ended at its start: {words}")
 
 
 def _listens(process: DetachedProcess) -> bool:
