@@ -28,6 +28,8 @@ CONNECT_TIMEOUT = 30.0
 STALL_TIMEOUT = 60.0
 """Seconds in which not a byte arrives."""
 
+ASK_TIMEOUT = 30.0
+NO_LIMIT = 2**62
 # A download may last for days while bytes arrive.
 NO_DEADLINE = 30 * 24 * 3600.0
 
@@ -118,6 +120,17 @@ async def transfer(
         DeadlineExceeded: The time is up.
     """
     config = _config(endpoint, tls, output, heads, limit, offset, if_range)
+    return await _run(config, limit, timeout)
+
+
+async def ask(endpoint: Endpoint, heads: Path, *, tls: TlsFiles = TlsFiles()) -> Transfer:
+    """Have a server say what it would send, and write the HTTP heads down; see transfer()."""
+    config = _config(endpoint, tls, Path("/dev/null"), heads, NO_LIMIT, 0, "") + "head\n"
+    timeout = endpoint.transport.timeout
+    return await _run(config, 1024 * 1024, min(ASK_TIMEOUT, timeout) if timeout else ASK_TIMEOUT)
+
+
+async def _run(config: str, limit: int, timeout: float) -> Transfer:
     environment = {name: os.environ[name] for name in _KEPT if name in os.environ} | {"LC_ALL": "C.UTF-8", "HOME": "/"}
     argv = ["prlimit", f"--fsize={limit}", "--core=0", "--", "curl", "--disable", "--config", "-"]
     done = await process.run(

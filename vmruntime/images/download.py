@@ -13,8 +13,8 @@ from urllib.parse import unquote, urlsplit
 
 from vmruntime.aio.beside import beside
 from vmruntime.aio.pipeline import in_thread
-from vmruntime.errors import Aborted, DeadlineExceeded, FailedPrecondition, NotFound, ResourceExhausted
-from vmruntime.images import curl
+from vmruntime.errors import Aborted, DeadlineExceeded, FailedPrecondition, NotFound, ResourceExhausted, VmruntimeError
+from vmruntime.images import curl, http_head
 from vmruntime.images.curl import Transfer
 from vmruntime.images.endpoint import Checksum, Endpoint, redacted
 from vmruntime.images.http_head import Head
@@ -41,10 +41,12 @@ class Downloaded:
 
     Attributes:
         digest: "sha256:…" of its content.
+        head: What the server said of it; None: nothing, or it is no server's.
     """
 
     size: int
     digest: str
+    head: Head | None = dataclasses.field(default=None, compare=False)
 
 
 class Downloader:
@@ -100,6 +102,18 @@ class Downloader:
         except OSError as error:
             raise _disk_error(endpoint, error) from error
 
+    async def ask(self, endpoint: Endpoint) -> Head | None:
+        """Return what a server says of a file without sending it; None: it cannot be asked."""
+        if urlsplit(endpoint.url).scheme == "file":
+            return None
+        try:
+            async with self._homes.directory() as home:
+                tls = await in_thread(lambda: curl.write_tls(home, endpoint.transport.tls))
+                await curl.ask(endpoint, home / "heads", tls=tls)
+                return await in_thread(lambda: http_head.read(home / "heads"))
+        except (OSError, VmruntimeError):
+            return None  # the download says what is wrong
+
     async def sweep(self, older_than: float) -> int:
         """Remove what nobody has gone on with for so many seconds, and return how many files that were."""
         return await in_thread(lambda: _sweep(self._directory, time.time() - older_than))
@@ -136,8 +150,9 @@ class _Download:
             digest, found = await self._part.digests(self._wanted)
             wrong = [(is_, should) for is_, should in zip(found, self._wanted, strict=True) if is_ != should]
             if not wrong:
+                head = await in_thread(self._part.begun)
                 size = await in_thread(lambda: self._part.settle(target))
-                return Downloaded(size, digest)
+                return Downloaded(size, digest, head)
             refusal = BadImage(
                 f"{self._shown}: has the checksum {wrong[0][0]}, not {wrong[0][1]}",
                 remedy="correct the checksum, or find out who changed the file",

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from pathlib import Path
 
+_LIMIT = 1024 * 1024
 _STATUS = re.compile(r"HTTP/[0-9.]+ +([0-9]{3})")
 _RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18}|\*)")
 
@@ -25,6 +27,15 @@ class Head:
     start: int = 0
     validator: str = ""
     ranges: bool = True
+
+
+def read(path: Path) -> Head | None:
+    """Return the last of the heads in a file that curl wrote; None: there is none. Blocks."""
+    try:
+        with path.open("rb") as file:
+            return parse(file.read(_LIMIT))
+    except FileNotFoundError:
+        return None
 
 
 def parse(data: bytes) -> Head | None:

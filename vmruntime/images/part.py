@@ -19,7 +19,6 @@ from vmruntime.images import http_head
 from vmruntime.images.endpoint import Checksum
 from vmruntime.images.http_head import Head
 
-_HEADS_LIMIT = 1024 * 1024
 _HASHED_AT_ONCE = 64 * 1024 * 1024
 
 
@@ -46,11 +45,11 @@ class Part:
 
     def begun(self) -> Head | None:
         """Return what the server said when it began; None: nothing that is known."""
-        return _read_head(self.heads)
+        return http_head.read(self.heads)
 
     def gone_on(self) -> Head | None:
         """Return what the server said when it was asked for the rest, once."""
-        head = _read_head(self.again)
+        head = http_head.read(self.again)
         self.again.unlink(missing_ok=True)
         return head
 
@@ -127,14 +126,6 @@ class Part:
                 self.path.unlink(missing_ok=True)
         finally:
             os.close(descriptor)
-
-
-def _read_head(path: Path) -> Head | None:
-    try:
-        with path.open("rb") as file:
-            return http_head.parse(file.read(_HEADS_LIMIT))
-    except FileNotFoundError:
-        return None
 
 
 def _hash(descriptor: int, hashers: Sequence[hashlib._Hash]) -> bool:

@@ -13,6 +13,7 @@ from vmruntime.images.endpoint import Checksum, Endpoint
 from vmruntime.images.progress import Phase, PullProgress, Report
 from vmruntime.images.reference import Reference
 from vmruntime.images.scratch import ScratchSpace
+from vmruntime.images.seen import Seen
 from vmruntime.images.shared import ToldWork
 from vmruntime.images.translation import SUFFIXES, Translation, Translator, load_directory
 from vmruntime.model.image import DiskImage
@@ -73,6 +74,7 @@ class UrlImages:
         """
         self._rules = Rules(translations)
         self._downloader = Downloader(downloads, homes)
+        self._seen = Seen(downloads)
         self._incoming = incoming
         self._disks = disks
         self._fetching: ToldWork[tuple[Endpoint, str], DiskImage, tuple[int, int | None]] = ToldWork()
@@ -128,11 +130,15 @@ class UrlImages:
     async def sweep(self) -> None:
         """Remove halves of downloads that nobody has gone on with."""
         await self._downloader.sweep(KEPT_SECONDS)
+        await in_thread(lambda: self._seen.sweep(lambda digest: self._disks.get(digest) is not None))
 
     async def _fetch(
         self, endpoint: Endpoint, reference: Reference, tell: Callable[[tuple[int, int | None]], None]
     ) -> DiskImage:
         checksums = [Checksum.parse(reference.digest)] if reference.digest else []
+        place = f"{endpoint.url} {endpoint.checksum or ''} {reference.digest}"
+        if (unchanged := await self._unchanged(endpoint, place)) is not None:
+            return unchanged
         async with self._incoming.directory() as work:
             file = work / "disk"
             fetched = await self._downloader.fetch(
@@ -142,4 +148,14 @@ class UrlImages:
                 checksums=checksums,
                 progress=lambda done, total: tell((done, total)),
             )
-            return await self._disks.add(file, fetched.digest, str(reference), endpoint.format)
+            disk = await self._disks.add(file, fetched.digest, str(reference), endpoint.format)
+        await in_thread(lambda: self._seen.put(place, fetched.digest, fetched.head))
+        return disk
+
+    async def _unchanged(self, endpoint: Endpoint, place: str) -> DiskImage | None:
+        """Return the disk that came from a place, where the server says that it has not changed since."""
+        sight = await in_thread(lambda: self._seen.get(place))
+        disk = self._disks.get(sight.digest) if sight is not None else None
+        if sight is None or disk is None or (endpoint.format and endpoint.format.value != disk.format):
+            return None
+        return disk if sight.still(await self._downloader.ask(endpoint)) else None

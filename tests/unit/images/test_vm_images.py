@@ -93,7 +93,8 @@ class Bed:
 
     def leftovers(self) -> list[Path]:
         places = (self.paths.incoming, self.paths.downloads, self.paths.run / "pulls")
-        return [path for place in places if place.exists() for path in place.iterdir()]
+        listed = [path for place in places if place.exists() for path in place.iterdir()]
+        return [path for path in listed if path.suffix != ".seen"]
 
 
 @pytest.fixture(autouse=True)
@@ -110,7 +111,10 @@ async def bed(tmp_path: Path) -> AsyncIterator[Bed]:
 
     async def answer(request: Request, send: Send) -> None:
         content = files.get(request.target)
-        await (send(head(404, Content_Length=0)) if content is None else serve_file(request, send, content))
+        if content is None:
+            await send(head(404, Content_Length=0))
+        else:
+            await serve_file(request, send, content, etag=f'"{digest(content)}"')
 
     async with web(answer) as server:
         yield Bed(tmp_path, server, files)
@@ -221,6 +225,44 @@ async def test_a_changed_content_takes_the_tag(bed: Bed) -> None:
         assert (before.repo_tags, len(before.repo_digests)) == ([], 1)
         assert len(bed.disks()) == 2
         assert (await service.vm_disk(second))[1].virtual_size == 2 * GIB
+
+
+async def test_what_the_server_says_has_not_changed_is_not_fetched(bed: Bed) -> None:
+    async with bed.service() as service:
+        first = await service.pull("virtlet.cloud/small")
+    async with bed.service() as service:
+        await service.sweep()
+        assert (await service.pull("virtlet.cloud/small")).id == first.id
+        assert [request.method for request in bed.server.requests] == ["GET", "HEAD"]
+        await service.pull("virtlet.cloud/small:2")
+        bed.files["/small"] = bytes(510) + b"\x55\xaa"
+        bed.translate(f"- {{name: small, url: '{bed.server.url('/small')}', format: raw}}")
+        assert (await service.pull("virtlet.cloud/small")).id == digest(bed.files["/small"])
+        bed.server.requests.clear()
+        await service.remove(first.id)
+        bed.files["/small"] = bed.files["/other"]
+        bed.translate(f"- {{name: small, url: '{bed.server.url('/small')}'}}")
+        second = await service.pull("virtlet.cloud/small")
+        assert [request.method for request in bed.server.requests] == ["HEAD", "GET"]
+        await service.remove(second.id)
+        bed.server.requests.clear()
+        await service.pull("virtlet.cloud/small")  # known, but not here any more
+        assert [request.method for request in bed.server.requests] == ["GET"]
+        await service.remove("virtlet.cloud/small")
+        await service.sweep()
+        assert bed.leftovers() == []
+
+
+@pytest.mark.parametrize("etag", ["", 'W/"weak"'])
+async def test_a_server_that_says_nothing_of_changes(bed: Bed, etag: str) -> None:
+    async def answer(request: Request, send: Send) -> None:
+        await serve_file(request, send, bed.files["/small"], etag=etag)
+
+    async with web(answer) as server, bed.service() as service:
+        bed.translate(f"- {{name: small, url: '{server.url()}'}}")
+        for _ in range(2):
+            await service.pull("virtlet.cloud/small")
+        assert [request.method for request in server.requests] == ["GET", "GET"]
 
 
 async def test_what_a_checksum_says_is_here_is_not_fetched(bed: Bed) -> None:

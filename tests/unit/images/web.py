@@ -91,6 +91,9 @@ async def serve_file(
     """Answer as an honest server with ranges does; `stop`: the connection ends before this byte of the file."""
     valid = request.headers.get("if-range", etag) == etag
     end = len(content) if stop is None else stop
+    if request.method == "HEAD":
+        await send(head(Content_Length=len(content), Accept_Ranges="bytes", ETag=etag))
+        return
     if "range" in request.headers and valid:
         start = request.start
         span = f"bytes {start}-{len(content) - 1}/{len(content)}"
