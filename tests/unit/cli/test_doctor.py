@@ -7,6 +7,7 @@ import json
 import os
 import sqlite3
 import stat
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -21,7 +22,12 @@ from vmruntime.config.settings import GuestSettings, HypervisorSettings, ImageSe
 
 GUEST = "/var/lib/vmruntime/guest"
 KERNEL = "6.1.0-test"
-ANSWERS = {"qemu-system-x86_64": "QEMU emulator version 7.2.0 (Debian)\n", "tar": "tar (GNU tar) 1.34\n"}
+PYTHON = Path(sys.executable).name
+ANSWERS = {
+    "qemu-system-x86_64": "QEMU emulator version 7.2.0 (Debian)\n",
+    "tar": "tar (GNU tar) 1.34\n",
+    PYTHON: "9000000\n",
+}
 USER = Account("vmruntime", 999, frozenset({999}))
 PROGRAMS = {
     *ANSWERS,
@@ -37,6 +43,7 @@ PROGRAMS = {
     "ip",
     "tc",
     "dnsmasq",
+    "swtpm",
 }
 
 
@@ -113,6 +120,8 @@ def machine(tmp_path: Path) -> Machine:
         made.write(f"{GUEST}/{name}", name)
     made.guest_json()
     made.write("/etc/containers/policy.json", "{}")
+    for name in ("OVMF_CODE_4M.fd", "OVMF_VARS_4M.fd"):
+        made.write(f"/usr/share/OVMF/{name}")
     for plugin in ("bridge", "host-local", "portmap", "loopback"):
         made.write(f"/usr/lib/cni/{plugin}", mode=0o755)
     made.write("/sys/fs/cgroup/cgroup.controllers", "cpu memory pids io\n")
@@ -219,6 +228,16 @@ Spoil = Callable[[Machine], object]
         (lambda m: m.answers.update(env="rubbish"), "cni plugins", State.FOUND, "(CNI 1.1.0)"),
         (lambda m: m.programs.discard("iptables"), "iptables", State.MISSING, "masquerade"),
         (lambda m: m.programs.discard("dnsmasq"), "dnsmasq", State.MISSING, "DHCP requests of image pods"),
+        (lambda m: m.programs.discard("swtpm"), "swtpm", State.MISSING, "the TPM of image pods"),
+        (lambda m: m.remove("/usr/share/OVMF/OVMF_VARS_4M.fd"), "uefi", State.MISSING, "boot by BIOS only"),
+        (lambda m: m.answers.pop(PYTHON), "libvirt", State.DEGRADED, "virsh does not show them"),
+        (lambda m: m.answers.update({PYTHON: "8002000\n"}), "libvirt", State.DEGRADED, "8.2.0 is older than 9.0.0"),
+        (lambda m: (m.answers.pop(PYTHON), m.set(hypervisor=HypervisorSettings(image_pods="libvirt"))),
+         "libvirt", State.MISSING, 'image_pods is "libvirt"'),
+        (lambda m: (m.answers.pop(PYTHON), m.set(hypervisor=HypervisorSettings(image_pods="qemu"))),
+         "libvirt", State.FOUND, "not wanted"),
+        (lambda m: m.write("/run/libvirt/libvirt-sock"), "libvirt", State.FOUND, "9.0.0, the daemon at /run/libvirt"),
+        (lambda m: m.set(hypervisor=HypervisorSettings(libvirt_uri="qemu+tcp:///x")), "libvirt", State.FOUND, "qemu+tcp"),
         (lambda m: m.remove("/dev/net/tun"), "tun", State.MISSING, "does not exist"),
         (lambda m: m.busy_devices.update({"/dev/net/tun": "No such device"}), "tun", State.MISSING, "No such device"),
         (lambda m: m.write(f"/lib/modules/{KERNEL}/modules.dep"), "traffic control", State.MISSING, "cls_u32"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vmruntime.cli.doctor import cgroups, daemon, guest, hooks, hypervisor, images, network, pods, system
+from vmruntime.cli.doctor import cgroups, daemon, guest, hooks, hypervisor, image_pods, images, network, pods, system
 from vmruntime.cli.doctor.host import Host
 from vmruntime.cli.doctor.report import Capability, Check
 from vmruntime.config.settings import Settings
@@ -13,6 +13,7 @@ CHECKS: tuple[Check, ...] = (
     *guest.CHECKS,
     *images.CHECKS,
     *network.CHECKS,
+    *image_pods.CHECKS,
     *cgroups.CHECKS,
     *pods.CHECKS,
     *hooks.CHECKS,
