@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from vmruntime.cli.client import Client
-from vmruntime.errors import FailedPrecondition, InvalidArgument, NotFound
-from vmruntime.generated import cri_pb2
+from vmruntime.errors import FailedPrecondition, InvalidArgument, NotFound, Unimplemented
+from vmruntime.generated import cri_pb2, maintenance_pb2
 from vmruntime.ids import short_id
 
 T = TypeVar("T")
@@ -105,6 +105,15 @@ def pod_info(client: Client, pod_id: str) -> dict[str, Any]:
     except ValueError:
         return {}
     return known if isinstance(known, dict) else {}
+
+
+def pod_kinds(client: Client) -> dict[str, str]:
+    """Return the kinds of pods (container, image, host) by id; of another runtime's pods: nothing."""
+    try:
+        pods = client.call(client.machines.ListPodKinds, maintenance_pb2.ListPodKindsRequest()).pods
+    except Unimplemented:
+        return {}
+    return {pod.pod_sandbox_id: pod.kind for pod in pods}
 
 
 def _matches(text: str, items: Sequence[T], key: Callable[[T], tuple[str, str]]) -> list[T]:

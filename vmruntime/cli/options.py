@@ -7,6 +7,9 @@ from typing import Any, TypeVar
 
 import click
 
+STOP_SECONDS, STOP_SECONDS_VM = 10, 30
+"""How long what is stopped has to end by itself: a container, and a guest of an image pod, which shuts down."""
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 

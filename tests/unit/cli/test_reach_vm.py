@@ -219,3 +219,13 @@ def test_the_buttons_of_machines(cli: Cli) -> None:
     cli.cri.failures["PauseMachine"] = (grpc.StatusCode.FAILED_PRECONDITION, "the VM does not run")
     result = cli("pause", "a")
     assert (result.exit_code, result.stderr) == (1, "error: the VM does not run\n")
+
+
+def test_a_guest_has_more_time_to_shut_down(cli: Cli) -> None:
+    for name, options, seconds in (("web", [], 10), ("vm", [], 30), ("impatient", ["-t", "3"], 3)):
+        pod = cli.cri.add_pod(name)
+        if name != "web":
+            cli.cri.pods[pod].annotations["vmruntime.io/kind"] = "image"
+        cli.cri.add_container(pod, "one")
+        assert cli("stop", *options, name).exit_code == 0
+        assert cli.cri.requests["StopContainer"].timeout == seconds

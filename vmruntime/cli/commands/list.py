@@ -11,10 +11,10 @@ from vmruntime.cli import options
 from vmruntime.cli.client import Client
 from vmruntime.cli.context import App, pass_app
 from vmruntime.cli.follow import status_of
-from vmruntime.cli.lookup import Inventory
+from vmruntime.cli.lookup import Inventory, pod_kinds
 from vmruntime.cli.render import add_row, ago, console, print_json, table, timestamp
-from vmruntime.errors import NotFound, Unimplemented
-from vmruntime.generated import cri_pb2, maintenance_pb2
+from vmruntime.errors import NotFound
+from vmruntime.generated import cri_pb2
 from vmruntime.ids import short_id
 
 
@@ -35,21 +35,12 @@ def list_(app: App, output: str, quiet: bool, running: bool, no_trunc: bool) -> 
         for pod in pods:
             click.echo(pod.id)
         return
-    kinds = _kinds(client)
+    kinds = pod_kinds(client)
     shown = [_pod(client, pod, inventory, running, kinds.get(pod.id)) for pod in pods]
     if output == "json":
         print_json([{**pod, "created_at": timestamp(pod["created_at"])} for pod in shown])
         return
     _print_table(shown, no_trunc)
-
-
-def _kinds(client: Client) -> dict[str, str]:
-    """Return the kinds of pods by id; of another runtime's: nothing."""
-    try:
-        pods = client.call(client.machines.ListPodKinds, maintenance_pb2.ListPodKindsRequest()).pods
-    except Unimplemented:
-        return {}
-    return {pod.pod_sandbox_id: pod.kind for pod in pods}
 
 
 def _pod(

@@ -6,7 +6,7 @@ import click
 
 from vmruntime.cli.context import App, pass_app
 from vmruntime.cli.images import local_source
-from vmruntime.cli.options import terminal
+from vmruntime.cli.options import STOP_SECONDS, STOP_SECONDS_VM, terminal
 from vmruntime.cli.podspec import RunOptions
 from vmruntime.cli.quantities import Env, Memory, Pair, Publish, User
 from vmruntime.cli.resolv import host_dns
@@ -14,8 +14,6 @@ from vmruntime.cli.runner import Runner, RunPolicy
 from vmruntime.cli.vm_options import refuse_process_options, vm_options
 from vmruntime.cli.vmspec import VmOptions, vm_source
 from vmruntime.generated import cri_pb2
-
-STOP_SECONDS, STOP_SECONDS_VM = 10, 30
 
 
 @click.command(context_settings={"allow_interspersed_args": False})
