@@ -29,12 +29,12 @@ def stop(app: App, seconds: int | None, targets: tuple[str, ...]) -> None:
     kinds = pod_kinds(client) if seconds is None else {}
     # All are looked up before any is touched: a typing mistake stops nothing.
     for target in [inventory.find(text) for text in targets]:
-        is_pod = isinstance(target, cri_pb2.PodSandbox)
-        for container in inventory.of_pod(target.id) if is_pod else [target]:
+        containers = inventory.of_pod(target.id) if isinstance(target, cri_pb2.PodSandbox) else [target]
+        for container in containers:
             default = STOP_SECONDS_VM if kinds.get(container.pod_sandbox_id) == "image" else STOP_SECONDS
             timeout = default if seconds is None else seconds
             request = cri_pb2.StopContainerRequest(container_id=container.id, timeout=timeout)
             client.call(client.runtime.StopContainer, request)
-        if is_pod:
+        if isinstance(target, cri_pb2.PodSandbox):
             client.call(client.runtime.StopPodSandbox, cri_pb2.StopPodSandboxRequest(pod_sandbox_id=target.id))
         click.echo(target.id)
