@@ -7,7 +7,8 @@ from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 from vmruntime.aio.faults import Faults
-from vmruntime.model.image import Image, ImageConfig, Layer
+from vmruntime.errors import FailedPrecondition
+from vmruntime.model.image import DiskImage, Image, ImageConfig, Layer
 from vmruntime.model.sandbox import Dns, NetworkInterface, NetworkRoute, PodNetwork, Sandbox, SandboxKind
 from vmruntime.network.errors import NetworkError
 
@@ -150,6 +151,14 @@ class FakeImages:
 
     def layer_path(self, layer: Layer) -> Path:
         return self._directory / f"{layer.serial}.erofs"
+
+    async def vm_disk(self, image: Image) -> tuple[Path, DiskImage]:
+        await self.faults.at("images.vm_disk")
+        if image.disk is None:
+            raise FailedPrecondition(f"{image.id}: has nothing in /disk/")
+        path = self._directory / f"{image.disk.digest.removeprefix('sha256:')}.{image.disk.format}"
+        path.write_bytes(b"\0" * image.disk.file_size)
+        return path, image.disk
 
     async def touch(self, image_ids: Iterable[str]) -> None:
         await self.faults.at("images.touch")

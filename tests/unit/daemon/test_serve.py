@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import pwd
 import socket
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +22,8 @@ from vmruntime.daemon.main import serve
 from vmruntime.daemon.parts import Parts
 from vmruntime.errors import FailedPrecondition
 from vmruntime.generated import cri_pb2 as cri
+from vmruntime.generated import cri_pb2_grpc, maintenance_pb2_grpc
 from vmruntime.generated import maintenance_pb2 as own
-from vmruntime.generated import maintenance_pb2_grpc
 from vmruntime.hypervisor.fake import FakeHypervisor
 from vmruntime.network.errors import NetworkError
 from vmruntime.paths import Paths
@@ -54,6 +56,44 @@ async def test_vms_may_pass_to_their_disks_and_find_nothing_else(settings: Setti
     assert {mode for path, mode in modes.items() if path in passed} == {0o711}
     assert {path.name for path, mode in modes.items() if path not in passed and mode & 0o007} == set()
     assert {paths.database, paths.layers, paths.incoming, paths.downloads, paths.cni_cache, paths.disks} <= set(modes)
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Path:
+    path = tmp_path / "vm.qcow2"
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", str(path), "1G"], check=True)
+    return path
+
+
+async def test_an_image_of_a_vm(settings: Settings, parts: Parts, disk: Path, tmp_path: Path) -> None:
+    (tmp_path / "images.d").mkdir()
+    rules = json.dumps({"translations": [{"name": "vm", "url": disk.as_uri()}]})
+    (tmp_path / "images.d" / "rules.json").write_text(rules)
+    me = pwd.getpwuid(os.geteuid()).pw_name
+    settings = msgspec.structs.replace(
+        settings,
+        images=ImageSettings(translations_dir=str(tmp_path / "images.d")),
+        hypervisor=msgspec.structs.replace(settings.hypervisor, user=me),
+    )
+    async with serving(settings, parts), grpc.aio.insecure_channel(f"unix:{settings.run}/vmruntime.sock") as to:
+        stub: Any = cri_pb2_grpc.ImageServiceStub(to)
+        annotations = {"vmruntime.io/kind": "image"}
+        pod = cri.PodSandboxConfig(annotations=annotations)
+        spec = cri.ImageSpec(image="vm:1", annotations=annotations)  # as kubelet asks
+        assert not (await stub.ImageStatus(cri.ImageStatusRequest(image=spec))).HasField("image")
+        pulled = await stub.PullImage(cri.PullImageRequest(image=spec, sandbox_config=pod))
+        answer = await stub.ImageStatus(cri.ImageStatusRequest(image=spec, verbose=True))
+        assert (answer.image.id, list(answer.image.repo_tags)) == (pulled.image_ref, ["virtlet.cloud/vm:1"])
+        assert json.loads(answer.info["info"])["disk"]["virtual_size"] == 2**30
+        (listed,) = (await stub.ListImages(cri.ListImagesRequest())).images
+        assert listed.spec.annotations["vmruntime.io/disk-format"] == "qcow2"
+        (usage,) = (await stub.ImageFsInfo(cri.ImageFsInfoRequest())).image_filesystems
+        assert usage.used_bytes.value == listed.size == disk.stat().st_size
+        disk.write_bytes(b"<html>")
+        with pytest.raises(grpc.aio.AioRpcError, match="virtlet.cloud/vm:1: is a web page"):
+            await stub.PullImage(cri.PullImageRequest(image=spec, sandbox_config=pod))
+        await stub.RemoveImage(cri.RemoveImageRequest(image=cri.ImageSpec(image=listed.id)))
+        assert list(Path(settings.root, "disks").iterdir()) == []
 
 
 async def test_images_of_containers_are_not_pruned(settings: Settings, parts: Parts) -> None:
