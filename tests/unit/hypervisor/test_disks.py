@@ -15,9 +15,9 @@ import pytest
 from vmruntime.aio.detached import DetachedProcess, ProcessIdentity
 from vmruntime.hypervisor.errors import HypervisorError
 from vmruntime.hypervisor.interface import Disk, VmHandle
-from vmruntime.hypervisor.qemu import vm as module
 from vmruntime.hypervisor.qemu.monitor import Monitor
 from vmruntime.hypervisor.qemu.vm import QemuVm
+from vmruntime.hypervisor.qmp import devices as module
 
 
 class FakeMonitor:

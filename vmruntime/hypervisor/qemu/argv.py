@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import msgspec
 
 from vmruntime.hypervisor.devices import Architecture
+from vmruntime.hypervisor.helpers import SCREEN_SOCKET
 from vmruntime.hypervisor.interface import Accelerator, FirmwareBoot, KernelBoot, VmSpec
 from vmruntime.hypervisor.qemu.blockdev import OpenDisk, disk_arguments
 from vmruntime.hypervisor.qemu.cpu import smp_argument
@@ -17,7 +18,6 @@ from vmruntime.model.resources import VmSize
 HOTPLUG_PORTS = 4
 MEMORY_BLOCK_MIB = 128
 MEMORY = "memory"
-SCREEN_SOCKET = "vnc.sock"
 
 
 class Descriptors(msgspec.Struct, frozen=True, kw_only=True):

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import time
 
-from vmruntime.hypervisor.qemu.machine_argv import BALLOON
-from vmruntime.hypervisor.qemu.monitor import Monitor
+from vmruntime.hypervisor.qmp.monitor import Monitor
 
-PATH = f"/machine/peripheral/{BALLOON}"
+DEVICES = "/machine/peripheral"
 POLL_SECONDS = 3
 STALE_SECONDS = 30.0
 MOST = 1 << 62
@@ -17,15 +16,20 @@ AMOUNTS = frozenset({"stat-free-memory", "stat-total-memory", "stat-available-me
 """Parts of the guest's memory, so never more than it has."""
 
 
-async def poll_balloon(monitor: Monitor) -> None:
-    """Have QEMU ask the guest from now on."""
-    arguments = {"path": PATH, "property": "guest-stats-polling-interval", "value": POLL_SECONDS}
+async def poll_balloon(monitor: Monitor, device: str) -> None:
+    """Have QEMU ask the guest from now on.
+
+    Args:
+        monitor: QEMU's.
+        device: The balloon's id.
+    """
+    arguments = {"path": f"{DEVICES}/{device}", "property": "guest-stats-polling-interval", "value": POLL_SECONDS}
     await monitor.execute("qom-set", arguments)
 
 
-async def balloon_stats(monitor: Monitor) -> dict[str, int]:
+async def balloon_stats(monitor: Monitor, device: str) -> dict[str, int]:
     """Return what the guest said last; empty: nothing, or too long ago."""
-    answer = await monitor.execute("qom-get", {"path": PATH, "property": "guest-stats"})
+    answer = await monitor.execute("qom-get", {"path": f"{DEVICES}/{device}", "property": "guest-stats"})
     if time.time() - int(answer["last-update"]) > STALE_SECONDS:
         return {}
     summary = await monitor.execute("query-memory-size-summary")

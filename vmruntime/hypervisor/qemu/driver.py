@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import pwd
 import shutil
-import stat
 from pathlib import Path
 
 from vmruntime.aio.detached import DetachedProcess
@@ -16,19 +14,13 @@ from vmruntime.errors import FailedPrecondition
 from vmruntime.hypervisor.devices import Architecture
 from vmruntime.hypervisor.disks import check_disks
 from vmruntime.hypervisor.errors import HypervisorError, VmGone
+from vmruntime.hypervisor.helpers import make_helper_directory, start_vsock, take_screen
 from vmruntime.hypervisor.interface import Accelerator, FirmwareBoot, Recorder, VmHandle, VmSpec, VsockTransport
-from vmruntime.hypervisor.qemu.argv import SCREEN_SOCKET, Descriptors, qemu_argv
+from vmruntime.hypervisor.qemu.argv import Descriptors, qemu_argv
 from vmruntime.hypervisor.qemu.descriptors import open_descriptors
 from vmruntime.hypervisor.qemu.monitor import Monitor
 from vmruntime.hypervisor.qemu.vm import QemuVm
-from vmruntime.hypervisor.vsock import (
-    VHOST_VSOCK,
-    connect_backend,
-    helper_argv,
-    helper_directory,
-    hybrid_socket,
-    tail_of,
-)
+from vmruntime.hypervisor.vsock import VHOST_VSOCK, hybrid_socket, tail_of
 
 MONITOR_TIMEOUT = 20.0
 
@@ -76,7 +68,7 @@ class QemuHypervisor:
         async with contextlib.AsyncExitStack() as undo:
             with contextlib.ExitStack() as descriptors:
                 if boot is not None and boot.vnc:
-                    self._make_helper_directory(spec.directory)
+                    make_helper_directory(spec.directory, self._user)
                 helpers = await self._start_vsock(spec, record, undo, descriptors)
                 native = self._transport is VsockTransport.NATIVE
                 inherited = await in_thread(
@@ -97,7 +89,7 @@ class QemuHypervisor:
             vm = await self._connect(handle, process, helpers.processes)
             undo.push_async_callback(vm.close)
             if boot is not None and boot.vnc:
-                _take_screen(spec.directory)
+                take_screen(spec.directory)
             undo.pop_all()
             return vm
 
@@ -127,26 +119,9 @@ class QemuHypervisor:
             fd = os.open(VHOST_VSOCK, os.O_RDWR | os.O_CLOEXEC)
             descriptors.callback(os.close, fd)
             return _Vsock([], fd)
-        directory = self._make_helper_directory(spec.directory)
-        log = spec.directory / "vsock.log"
-        backend = directory / "backend.sock"
-        helper = await DetachedProcess.spawn(
-            helper_argv(self._vsock_program, spec.cid, backend, hybrid_socket(spec.directory)),
-            record=lambda identity: record("vsock", identity),
-            log=log,
-            user=self._user,
-        )
-        undo.push_async_callback(helper.end)
-        connection = await connect_backend(helper, backend, log)
+        helper, connection = await start_vsock(spec, self._vsock_program, self._user, record, undo)
         descriptors.callback(connection.close)
         return _Vsock([helper], connection.fileno())
-
-    def _make_helper_directory(self, directory: Path) -> Path:
-        path = helper_directory(directory)
-        account = pwd.getpwnam(self._user)
-        path.mkdir(mode=0o700, exist_ok=True)
-        os.chown(path, account.pw_uid, account.pw_gid)
-        return path
 
     async def _spawn(self, spec: VmSpec, descriptors: Descriptors, record: Recorder) -> DetachedProcess:
         return await DetachedProcess.spawn(
@@ -198,21 +173,6 @@ class _Vsock:
     def __init__(self, processes: list[DetachedProcess], connection: int | None) -> None:
         self.processes = processes
         self.connection = connection
-
-
-def _take_screen(directory: Path) -> None:
-    """Put the VNC socket that QEMU listens on where it is looked for, and make it root's."""
-    made, target = helper_directory(directory) / SCREEN_SOCKET, directory / SCREEN_SOCKET
-    try:
-        made.replace(target)
-        # It comes from a directory that QEMU can write: a link there would lead elsewhere.
-        if not stat.S_ISSOCK(target.lstat().st_mode):
-            target.unlink()
-            raise HypervisorError(f"the VNC server's socket {made} is none")
-        os.chown(target, 0, 0)
-        target.chmod(0o600)
-    except OSError as error:
-        raise HypervisorError(f"the VNC server's socket {made} is not there: {error.strerror}") from error
 
 
 def find_qemu(configured: str, architecture: Architecture) -> str:

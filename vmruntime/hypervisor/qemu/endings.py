@@ -7,7 +7,7 @@ import contextlib
 
 from vmruntime.hypervisor.errors import HypervisorError
 from vmruntime.hypervisor.interface import VmEnd
-from vmruntime.hypervisor.qemu.monitor import Monitor
+from vmruntime.hypervisor.qmp.monitor import Monitor
 
 PANIC = "guest-panic"
 REASONS = {

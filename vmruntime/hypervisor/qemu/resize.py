@@ -7,7 +7,7 @@ from typing import Any
 
 from vmruntime.hypervisor.errors import HypervisorError
 from vmruntime.hypervisor.qemu.argv import MEMORY, MEMORY_BLOCK_MIB, memory_backend, memory_device
-from vmruntime.hypervisor.qemu.monitor import Monitor
+from vmruntime.hypervisor.qmp.monitor import Monitor
 
 MIB = 1024 * 1024
 
