@@ -30,6 +30,11 @@ if ! getent passwd vmruntime >/dev/null; then
     useradd --system --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin "${group[@]}" vmruntime
 fi
 
+# libvirt's driver looks for the account it would run QEMU as by default; Debian has it in a package that brings systemd along.
+getent group libvirt-qemu >/dev/null || groupadd --system libvirt-qemu
+getent passwd libvirt-qemu >/dev/null || useradd --system --no-create-home --home-dir /var/lib/libvirt \
+    --shell /usr/sbin/nologin --gid libvirt-qemu libvirt-qemu
+
 # --- Rust: at least what the agent's manifest asks for
 wanted=$(sed -n 's/^rust-version = "1\.\([0-9]*\).*/\1/p' "$here/../guest-agent/Cargo.toml")
 version() { rustc --version 2>/dev/null | sed -n 's/^rustc 1\.\([0-9]*\).*/\1/p'; }

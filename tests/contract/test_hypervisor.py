@@ -16,7 +16,7 @@ import pytest
 import pytest_asyncio
 
 from tests.support import leaks
-from tests.support.hosts import GUEST, footprint, qemu_hypervisor, short_directory
+from tests.support.hosts import GUEST, embedded, footprint, libvirt_hypervisor, qemu_hypervisor, short_directory
 from vmruntime.agent.fake_guest import FakeGuest
 from vmruntime.agent.fake_server import BootingGuest
 from vmruntime.aio.detached import DetachedProcess, ProcessIdentity
@@ -79,7 +79,7 @@ class Driver:
         directory.mkdir()
         directory.chmod(0o711)
         return VmSpec(
-            id=f"{self._number:064x}",
+            id=f"{self._number:013x}".ljust(64, "0"),
             size=VmSize(vcpus=1, memory_mib=128),
             boot=KernelBoot(kernel=self._kernel, initramfs=self._initramfs),
             directory=directory,
@@ -115,6 +115,13 @@ async def qemu(base: Path) -> AsyncIterator[Driver]:
         yield Driver(qemu_hypervisor(), base, GUEST / "vmlinuz", GUEST / "initramfs.img", open_tap)
 
 
+@contextlib.asynccontextmanager
+async def libvirt(base: Path) -> AsyncIterator[Driver]:
+    with leaks.nothing_left(footprint(base)):
+        async with libvirt_hypervisor(base, embedded()) as hypervisor:
+            yield Driver(hypervisor, base, GUEST / "vmlinuz", GUEST / "initramfs.img", open_tap)
+
+
 def open_tap() -> int:
     """Return a tap of this network namespace; the kernel chooses its name, and it goes with the descriptor."""
     fd = os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC)
@@ -125,6 +132,7 @@ def open_tap() -> int:
 IMPLEMENTATIONS = [
     pytest.param(fake, id="fake"),
     pytest.param(qemu, id="qemu", marks=pytest.mark.vm),
+    pytest.param(libvirt, id="libvirt", marks=pytest.mark.vm),
 ]
 
 

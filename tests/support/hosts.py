@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import functools
 import os
 import shutil
 import subprocess
@@ -14,6 +16,8 @@ from tests.support import leaks
 from vmruntime.config.settings import GuestSettings, HypervisorSettings, Settings
 from vmruntime.hypervisor.devices import host_architecture
 from vmruntime.hypervisor.interface import Accelerator, Hypervisor, VsockTransport
+from vmruntime.hypervisor.libvirt.driver import LibvirtHypervisor, open_libvirt
+from vmruntime.hypervisor.libvirt.place import embedded_uri
 from vmruntime.hypervisor.qemu.driver import QemuHypervisor, find_qemu
 from vmruntime.hypervisor.vsock import choose_transport, find_program
 from vmruntime.model.sandbox import Sandbox, SandboxMetadata, SandboxSpec, SandboxState
@@ -103,6 +107,43 @@ def qemu_hypervisor() -> QemuHypervisor:
         vsock_program=find_program("") if transport is VsockTransport.VHOST_USER else "",
         user="vmruntime",
     )
+
+
+@functools.cache
+def embedded() -> str:
+    """Return the URI of libvirt inside this process: it has one directory as long as the process runs."""
+    directory = Path(tempfile.mkdtemp(prefix="vmr-", dir="/tmp"))
+    directory.chmod(0o755)
+    atexit.register(shutil.rmtree, directory)
+    return embedded_uri(directory)
+
+
+@contextlib.asynccontextmanager
+async def libvirt_hypervisor(base: Path, uri: str) -> AsyncIterator[LibvirtHypervisor]:
+    """Yield the libvirt driver; guests run emulated, so that tests mean the same everywhere.
+
+    Args:
+        base: A directory of the test's.
+        uri: Of a libvirtd, or embedded().
+    """
+    transport = choose_transport("auto", "")
+    architecture = host_architecture()
+    hypervisor = await open_libvirt(
+        uri,
+        owner=base,
+        emulator=find_qemu("", architecture),
+        architecture=architecture,
+        accelerator=Accelerator.TCG,
+        transport=transport,
+        vsock_program=find_program("") if transport is VsockTransport.VHOST_USER else "",
+        user="vmruntime",
+    )
+    try:
+        yield hypervisor
+    finally:
+        left = await hypervisor.sweep([])
+        await hypervisor.close()
+    assert left == []
 
 
 def sandbox(identifier: str) -> Sandbox:

@@ -1,0 +1,1 @@
+"""The libvirt driver: VMs that administrators see in virsh."""
