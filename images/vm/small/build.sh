@@ -51,8 +51,7 @@ for name in bin sbin lib lib64; do
     fi
 done
 mkdir -p "$root"/{dev,proc,sys,run,tmp,srv,root,mnt,var/log,var/lib,etc/dropbear,etc/acpi/PWRF,usr/local/sbin,usr/sbin}
-rm -rf "$root/var/run"
-ln -s /run "$root/var/run"
+ln -sfn /run "$root/var/run" # where the guest agent keeps its state
 chmod 1777 "$root/tmp"
 for applet in $("$root/usr/bin/busybox" --list); do
     for at in usr/bin usr/sbin; do [ ! -e "$root/$at/$applet" ] || continue 2; done
