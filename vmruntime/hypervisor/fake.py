@@ -119,9 +119,9 @@ class FakeVm:
         self.machine.run()
 
     async def pause(self) -> None:
-        """Hold its processors; what the guest does in memory goes on."""
+        """Hold its processors."""
         await self._at("pause")
-        self.machine.running = False
+        self.machine.hold()
 
     async def press_power_button(self) -> None:
         """Press the power button."""
@@ -217,6 +217,8 @@ class FakeHypervisor:
         machine = self.machines.get(handle.id)
         if machine is None or machine.collected or machine.handle.process != handle.process:
             raise VmGone("QEMU ended while no daemon was running")
+        if not machine.process.alive:
+            await machine.wait()
         # A machine started by firmware stays, turned off, until somebody has learnt how it ended.
         told = machine.by_firmware and machine.end in (VmEnd.POWEROFF, VmEnd.CRASH)
         if machine.ended and not told:

@@ -48,7 +48,6 @@ class FakeMachine:
         process: Stands for QEMU; killing it ends the VM.
         end: How it ended; None: it runs.
         collected: It was ended by kill(), and nobody finds it any more.
-        running: Its processors are not held.
         reboots, presses: How often it booted again, and how often the power button was pressed.
         obedient: The guest powers off when the button is pressed.
         typed: What was sent to the serial console by DIRECTORY/console.sock.
@@ -71,13 +70,13 @@ class FakeMachine:
         self.reason = ""
         self.end: VmEnd | None = None
         self.collected = False
-        self.running = not self.by_firmware
         self.reboots = 0
         self.presses = 0
         self.obedient = True
         self.typed = b""
         self.on_typed: Callable[[bytes], None] = lambda data: None
         self.balloon: dict[str, int] = {}
+        self._going = asyncio.Event()
         self._guest: Guest
         self._booted = False
         self._agent: Path | None = None
@@ -112,9 +111,18 @@ class FakeMachine:
         self._agent = path
         self._listening.set()
 
+    @property
+    def running(self) -> bool:
+        """Whether its processors are not held."""
+        return self._going.is_set()
+
+    def hold(self) -> None:
+        """Hold the processors: the guest hears nothing; what it does by itself in memory goes on."""
+        self._going.clear()
+
     def run(self) -> None:
         """Let the processors go; the first time, the guest boots."""
-        self.running = True
+        self._going.set()
         if not self._booted:
             self._booted = True
             self._scope.start(self._boot(), "boot")
@@ -197,7 +205,7 @@ class FakeMachine:
             )
             self._listen(hybrid, undo)
             self._scope.start(self._watch(helpers), "end")
-            if self.running:
+            if not self.by_firmware:
                 self.run()
             undo.pop_all()
 
@@ -271,6 +279,7 @@ class FakeMachine:
         loop = asyncio.get_running_loop()
         try:
             while data := await loop.sock_recv(connection, COPY_BYTES):
+                await self._going.wait()
                 self.typed += data
                 self.on_typed(data)
         except OSError:
@@ -331,6 +340,7 @@ def _listening(path: Path) -> socket.socket:
         path.parent.mkdir(exist_ok=True)
         path.unlink(missing_ok=True)
         server.bind(str(path))
+        path.chmod(0o600)
         server.listen(16)
     except BaseException:
         server.close()
