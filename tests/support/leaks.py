@@ -24,9 +24,7 @@ from pathlib import Path
 SETTLE_SECONDS = 10.0
 """What is on its way out has this long: a killed process to be reaped, a closed connection to be noticed."""
 
-KEPT = re.compile(
-    r"root/(vmruntime\.db(-wal|-shm)?|layers/[0-9a-f]{64}\.erofs|disks/[0-9a-f]{64}\.(qcow2|raw|vmdk))|run/(daemon\.lock|vmruntime\.sock)"
-)
+KEPT = re.compile(r"root/(vmruntime\.db(-wal|-shm)?|layers/[0-9a-f]{64}\.erofs)|run/(daemon\.lock|vmruntime\.sock)")
 """Files that belong to the daemon itself or to its images, relative to the base directory."""
 
 _ID = re.compile(r"\b[0-9a-f]{64}\b")

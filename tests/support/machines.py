@@ -1,195 +1,225 @@
-"""Image pods through a daemon's CRI socket, for tests."""
+"""Guests for machines that boot from their disk: one that is a single sector, and the shell of the small VM image.
+
+Each exists for real (an image to boot) and for the fake hypervisor (an object that does the same).
+"""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
-import dataclasses
-import json
+import re
+import struct
 import subprocess
-import time
-from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
-from tests.support.daemon import Daemon, running_daemon, sandbox_config
-from vmruntime.generated import cri_pb2 as cri
+from vmruntime.aio.tasks import TaskScope
+from vmruntime.hypervisor.fake_machine import FakeMachine
+from vmruntime.hypervisor.interface import Disk, FirmwareBoot
 
-BOOT_SECONDS = 120.0
-"""A guest that starts on a busy host without hardware virtualisation."""
+SECTOR_UP = "sector: up"
+SMALL_UP = "small: up"
+UEFI_UP = "UEFI Interactive Shell"
+UEFI_NIC = "Vendor 1AF4 Device 1041"
+SOURCE = Path(__file__).parent / "bootsector.S"
+PATIENCE = 60.0
+AGAIN_SECONDS = 3.0
+"""A shell throws away what was typed before it has set up its terminal."""
 
-KIND = {"vmruntime.io/kind": "image"}
+DISKS = (
+    "for d in /sys/block/sd* /sys/block/vd* /sys/block/sr*; do [ ! -e $d ] ||"
+    " echo size $(cat $d/size) $(cat $d/serial $d/device/vpd_pg80 2>/dev/null | tr -cd a-z0-9-); done"
+)
+"""Prints a line "size SECTORS SERIAL" for each disk."""
 
-
-@dataclasses.dataclass(frozen=True)
-class Machine:
-    """An image pod with its container, started."""
-
-    daemon: Daemon
-    name: str
-    pod: str
-    container: str
-
-    @property
-    def ip(self) -> str:
-        """The pod's address."""
-        request = cri.PodSandboxStatusRequest(pod_sandbox_id=self.pod)
-        return str(self.daemon.runtime.PodSandboxStatus(request).status.network.ip)
-
-    @property
-    def directory(self) -> Path:
-        """Where its sockets and logs are."""
-        return self.daemon.run / "sandboxes" / self.pod[:13]
-
-    def info(self) -> dict[str, Any]:
-        """Return the verbose information of the pod."""
-        request = cri.PodSandboxStatusRequest(pod_sandbox_id=self.pod, verbose=True)
-        found: dict[str, Any] = json.loads(self.daemon.runtime.PodSandboxStatus(request).info["info"])
-        return found
-
-    def status(self) -> Any:
-        """Return the container's status."""
-        request = cri.ContainerStatusRequest(container_id=self.container)
-        return self.daemon.runtime.ContainerStatus(request).status
-
-    def log(self) -> str:
-        """Return what the container's log says, without times and tags; lines joined as they were."""
-        text = ""
-        path = self.daemon.base / "logs" / self.name / "vm.log"
-        for line in path.read_bytes().decode(errors="replace").split("\n")[:-1] if path.exists() else []:
-            _, _, tag, said = line.split(" ", 3)
-            text += said + ("\n" if tag == "F" else "")
-        return text
-
-    def wait_for_log(self, text: str, *, times: int = 1) -> None:
-        """Wait until the log has a text, so many times."""
-        wait_until(
-            lambda: self.log().count(text) >= times, lambda: f"{text!r} is not in the log:\n{self.log()[-3000:]}"
-        )
-
-    def wait_exit(self, seconds: float = BOOT_SECONDS) -> Any:
-        """Wait until the container has ended and return its status."""
-        wait_until(
-            lambda: self.status().state == cri.CONTAINER_EXITED, lambda: f"still runs: {self.log()[-2000:]}", seconds
-        )
-        return self.status()
-
-    def exec(self, *command: str, timeout: int = 30) -> Any:
-        """Run a command in the guest."""
-        request = cri.ExecSyncRequest(container_id=self.container, cmd=command, timeout=timeout)
-        return self.daemon.runtime.ExecSync(request)
-
-    def out(self, script: str) -> str:
-        """Run a shell script in the guest that succeeds, and return what it wrote."""
-        done = self.exec("/bin/sh", "-c", script)
-        assert done.exit_code == 0, done
-        return str(done.stdout.decode()).strip()
-
-    def wait_agent(self) -> None:
-        """Wait until the guest's agent answers."""
-        deadline = time.monotonic() + BOOT_SECONDS
-        while True:
-            with contextlib.suppress(Exception):
-                if self.exec("true", timeout=5).exit_code == 0:
-                    return
-            assert time.monotonic() < deadline, self.log()[-3000:]
-            time.sleep(0.3)
-
-    def stop(self, grace: int) -> None:
-        """Stop the container."""
-        request = cri.StopContainerRequest(container_id=self.container, timeout=grace)
-        self.daemon.runtime.StopContainer(request, timeout=grace + 60)
-
-    def again(self) -> Machine:
-        """Make and start the next container of the pod, as kubelet does when one has ended."""
-        attempt = self.status().metadata.attempt + 1
-        image = self.status().image.image
-        container = create(self.daemon, self.pod, self.name, image, attempt=attempt)
-        start(self.daemon, container)
-        return dataclasses.replace(self, container=container)
+ADDRESSES = "cat /sys/class/net/eth*/address"
+MEMORY = "grep MemTotal: /proc/meminfo"
+PROCESSORS = "ls -d /sys/devices/system/cpu/cpu[0-9]* | wc -l"
+OEM_STRINGS = "cat /sys/firmware/dmi/entries/11-*/raw"
+HELLO = "mount -t virtiofs share /mnt && cat /mnt/hello"
 
 
-def wait_until(true: Callable[[], bool], why: Callable[[], str], seconds: float = BOOT_SECONDS) -> None:
-    """Wait until something is true."""
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline, why()
-        time.sleep(0.1)
+def make_sector(path: Path) -> None:
+    """Make a disk with the guest that is a single sector (bootsector.S)."""
+    built = path.with_suffix(".o")
+    subprocess.run(["as", "--32", "-o", built, SOURCE], check=True)
+    subprocess.run(["ld", "-m", "elf_i386", "-Ttext", "0x7c00", "--oformat", "binary", "-o", path, built], check=True)
+    built.unlink()
+    with path.open("r+b") as file:
+        file.truncate(1 << 20)
 
 
-@contextlib.contextmanager
-def image_daemon(base: Path, names: Mapping[str, str], extra: str = "") -> Iterator[Daemon]:
-    """Yield a daemon that knows VM images: names to URLs."""
-    base.mkdir(parents=True, exist_ok=True)
-    rules = base / "images.d"
-    rules.mkdir()
-    translations = [{"name": name, "url": url} for name, url in names.items()]
-    (rules / "test.json").write_text(json.dumps({"translations": translations}))
-    with running_daemon(base / "d", f'[images]\ntranslations_dir = "{rules}"\n{extra}') as daemon:
-        yield daemon
+async def type_at(directory: Path, text: str) -> bytes:
+    """Type something on a machine's serial console, and return the first that is said after it."""
+    reader, writer = await asyncio.open_unix_connection(directory / "console.sock")
+    try:
+        writer.write(text.encode())
+        await writer.drain()
+        async with asyncio.timeout(PATIENCE):
+            return await reader.read(4096)
+    finally:
+        writer.close()
+        await writer.wait_closed()
 
 
-def pull(daemon: Daemon, image: str, **annotations: str) -> str:
-    """Pull a VM image and return the reference to use."""
-    config = sandbox_config("pull", daemon.base, annotations={**KIND, **annotations})
-    request = cri.PullImageRequest(image=cri.ImageSpec(image=image), sandbox_config=config)
-    return str(daemon.images.PullImage(request, timeout=300).image_ref)
+async def shell(directory: Path, command: str) -> str:
+    """Run a command that may be run twice in the shell on a machine's serial console, and return what it printed."""
+    reader, writer = await asyncio.open_unix_connection(directory / "console.sock")
+    said = b""
+    try:
+        async with asyncio.timeout(PATIENCE):
+            while True:
+                writer.write(f"\necho BEG''IN; {command}; echo DO''NE\n".encode())
+                await writer.drain()
+                try:
+                    async with asyncio.timeout(AGAIN_SECONDS):
+                        while b"DONE" not in said.rpartition(b"BEGIN\r\n")[2] or b"BEGIN\r\n" not in said:
+                            if not (data := await reader.read(4096)):
+                                raise ConnectionError("the console is closed")
+                            said += data
+                    return said.rpartition(b"BEGIN\r\n")[2].partition(b"DONE")[0].decode().replace("\r", "")
+                except TimeoutError:
+                    continue
+    finally:
+        writer.close()
+        await writer.wait_closed()
 
 
-def run_pod(daemon: Daemon, name: str, annotations: Mapping[str, str] | None = None, **fields: Any) -> str:
-    """Run the sandbox of an image pod and return its id."""
-    config = sandbox_config(name, daemon.base, annotations={**KIND, **(annotations or {})}, **fields)
-    return str(daemon.runtime.RunPodSandbox(cri.RunPodSandboxRequest(config=config)).pod_sandbox_id)
+async def uefi_shell(directory: Path, *commands: str) -> str:
+    """Run commands in UEFI's own shell, which has just come up; return what the ones before the last printed."""
+    reader, writer = await asyncio.open_unix_connection(directory / "console.sock")
+    said = b""
+    try:
+        writer.write(b"\x1b")  # no start-up script
+        async with asyncio.timeout(PATIENCE):
+            for command in commands:
+                said += await reader.readuntil(b"Shell> ")
+                # It is slow: each letter is shown before the next one is read.
+                for letter in f"{command}\r":
+                    writer.write(letter.encode())
+                    await asyncio.sleep(0.05)
+    finally:
+        writer.close()
+        with contextlib.suppress(ConnectionError):
+            await writer.wait_closed()
+    return re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", said.decode(errors="replace"))
 
 
-def create(daemon: Daemon, pod: str, name: str, image: str, *, attempt: int = 0, **fields: Any) -> str:
-    """Create the container of an image pod and return its id."""
-    config = cri.ContainerConfig(
-        metadata=cri.ContainerMetadata(name="vm", attempt=attempt),
-        image=cri.ImageSpec(image=image),
-        log_path="vm.log",
-        **fields,
-    )
-    request = cri.CreateContainerRequest(
-        pod_sandbox_id=pod, config=config, sandbox_config=sandbox_config(name, daemon.base)
-    )
-    return str(daemon.runtime.CreateContainer(request).container_id)
+class UefiGuest:
+    """UEFI's shell, which is what runs when no disk can be booted from."""
+
+    def __init__(self) -> None:
+        self._line = ""
+
+    async def boot(self, machine: FakeMachine) -> None:
+        """Come up, and listen to the console."""
+        machine.on_typed = lambda data: self._typed(machine, data.decode())
+        machine.say(f"{UEFI_UP} v2.2")
+
+    async def die(self) -> None:
+        """Be gone."""
+
+    def _typed(self, machine: FakeMachine, text: str) -> None:
+        if text.startswith("\x1b"):
+            machine.say("Shell> ")
+        self._line += text.removeprefix("\x1b")
+        while "\r" in self._line:
+            command, _, self._line = self._line.partition("\r")
+            if command == "reset -s":
+                machine.power_off()
+                return
+            assert command == "pci"
+            for _ in machine.nics:
+                machine.say(UEFI_NIC)
+            machine.say("Shell> ")
 
 
-def start(daemon: Daemon, container: str) -> None:
-    """Start a container."""
-    daemon.runtime.StartContainer(cri.StartContainerRequest(container_id=container))
+class SectorGuest:
+    """What bootsector.S does."""
+
+    def __init__(self) -> None:
+        self._scope = TaskScope("sector guest")
+
+    async def boot(self, machine: FakeMachine) -> None:
+        """Come up, and listen to the console."""
+        machine.on_typed = lambda data: self._typed(machine, data)
+        machine.say(SECTOR_UP)
+
+    async def die(self) -> None:
+        """Be gone."""
+
+    def _typed(self, machine: FakeMachine, data: bytes) -> None:
+        match data:
+            case b"p":
+                machine.power_off()
+            case b"c":
+                machine.panic()
+            case b"r":
+                self._scope.start(machine.reboot(), "reboot")
+            case _:
+                machine.say(data.decode())
 
 
-def boot(
-    daemon: Daemon,
-    name: str,
-    image: str,
-    annotations: Mapping[str, str] | None = None,
-    pod_fields: Mapping[str, Any] | None = None,
-    **fields: Any,
-) -> Machine:
-    """Run an image pod, and let its machine boot."""
-    pod = run_pod(daemon, name, annotations, **(pod_fields or {}))
-    container = create(daemon, pod, name, image, **fields)
-    start(daemon, container)
-    return Machine(daemon, name, pod, container)
+class SmallGuest:
+    """A shell that knows the commands of these tests, and a guest agent that answers a ping.
+
+    Attributes:
+        share: What the machine's share shows.
+    """
+
+    def __init__(self) -> None:
+        self.share: Path | None = None
+        self._agent: asyncio.Server | None = None
+
+    async def boot(self, machine: FakeMachine) -> None:
+        """Come up, and listen."""
+        machine.on_typed = lambda data: self._typed(machine, data.decode())
+        machine.balloon = {"stat-total-memory": machine.size.memory_mib << 20, "stat-free-memory": 1 << 20}
+        socket = machine.directory / "agent.sock"
+        self._agent = await asyncio.start_unix_server(self._serve_agent, socket)
+        machine.serve_agent(socket)
+        machine.say(f"{SMALL_UP} after 0 s")
+
+    async def die(self) -> None:
+        """Be gone."""
+        if self._agent is not None:
+            self._agent.close()
+            await self._agent.wait_closed()
+
+    async def _serve_agent(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        assert b"guest-ping" in await reader.readline()
+        writer.write(b'{"return": {}}\n')
+        writer.close()
+        await writer.wait_closed()
+
+    def _typed(self, machine: FakeMachine, text: str) -> None:
+        found = re.fullmatch(r"\necho BEG''IN; (.*); echo DO''NE\n", text)
+        assert found
+        for line in ("BEGIN", *self._output(machine, found[1]), "DONE"):
+            machine.say(line)
+
+    def _output(self, machine: FakeMachine, command: str) -> list[str]:
+        if command == DISKS:
+            return [f"size {_seen_size(disk) // 512} {serial}" for serial, disk in machine.disks.items()]
+        if command == ADDRESSES:
+            return [nic.mac for nic in machine.nics.values()]
+        if command == MEMORY:
+            return [f"MemTotal: {machine.size.memory_mib * 1000} kB"]
+        if command == PROCESSORS:
+            return [str(machine.size.vcpus)]
+        boot = machine.spec.boot
+        assert isinstance(boot, FirmwareBoot)
+        if command == OEM_STRINGS:
+            return boot.oem_strings
+        assert command == HELLO
+        assert "share" in machine.shares
+        assert self.share is not None
+        return [(self.share / "hello").read_text()]
 
 
-def ssh_key(directory: Path) -> tuple[Path, str]:
-    """Make an SSH key; return the private one's file and the public one."""
-    key = directory / "id_ed25519"
-    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(key)], check=True)
-    return key, key.with_suffix(".pub").read_text().strip()
-
-
-def ssh(key: Path, address: str, command: str, user: str = "root") -> str:
-    """Run a command in a guest over ssh, trying until its server is up."""
-    argv = ["ssh", "-i", str(key), "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null"]
-    argv += ["-o", "LogLevel=ERROR", "-o", "BatchMode=yes", "-o", "ConnectTimeout=5", f"{user}@{address}", command]
-    deadline = time.monotonic() + BOOT_SECONDS
-    while True:
-        done = subprocess.run(argv, capture_output=True, check=False, timeout=60)
-        if done.returncode == 0:
-            return done.stdout.decode()
-        assert time.monotonic() < deadline, done.stderr.decode()
-        time.sleep(0.5)
+def _seen_size(disk: Disk) -> int:
+    """Return the bytes the guest sees."""
+    if disk.format == "qcow2":
+        with disk.path.open("rb") as file:
+            size: int = struct.unpack(">Q", file.read(32)[24:])[0]  # qcow2's header
+        return size
+    return disk.size or disk.path.stat().st_size
