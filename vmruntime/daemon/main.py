@@ -19,7 +19,6 @@ from vmruntime.daemon.access import check_passage
 from vmruntime.daemon.cdi import load_cdi_specs
 from vmruntime.daemon.conditions import DaemonConditions
 from vmruntime.daemon.hooks import load_hooks, warn_of_bad_hooks
-from vmruntime.daemon.image_pods import image_backend
 from vmruntime.daemon.images import DaemonImages
 from vmruntime.daemon.lock import only_daemon
 from vmruntime.daemon.logging import configure
@@ -126,9 +125,6 @@ async def _start(settings: Settings, paths: Paths, parts: Parts, stack: contextl
     hypervisor = parts.hypervisor or await _hypervisor(settings, paths, owned, Facts(database))
     backend = ContainerVmBackend(hypervisor, owned, paths, settings, _host_memory_mib())
     backends: dict[SandboxKind, SandboxBackend] = {SandboxKind.CONTAINER: backend}
-    backends[SandboxKind.IMAGE] = image_backend(
-        hypervisor, "qemu", settings, paths, owned, network, clock, _host_memory_mib(), stack
-    )
     if (host := _host_backend(settings, paths, owned)) is not None:
         backends[SandboxKind.HOST] = host
     await asyncio.to_thread(warn_of_bad_hooks, settings.hooks_dirs)
@@ -197,8 +193,7 @@ async def _hypervisor(settings: Settings, paths: Paths, owned: OwnedResources, f
     qemu = find_qemu(wanted.qemu, architecture)
     transport = choose_transport(wanted.vsock, wanted.vhost_device_vsock)
     program = find_program(wanted.vhost_device_vsock) if transport is VsockTransport.VHOST_USER else ""
-    for directory in (paths.sandboxes, paths.disks, paths.pods):  # refuse to start rather than fail at the first pod
-        await check_passage(directory, wanted.user)
+    await check_passage(paths.sandboxes, wanted.user)  # refuse to start rather than fail at the first pod
 
     def driver(accelerator: Accelerator) -> QemuHypervisor:
         return QemuHypervisor(

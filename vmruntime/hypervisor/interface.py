@@ -242,7 +242,7 @@ class VirtualMachine(Protocol):
         """Wait for the end of the VM, or of a helper it cannot do without, and return why, in one sentence.
 
         A machine started by firmware that powered off or panicked while no daemon was running has ended that way for the
-        daemon that adopts it, too.
+        daemon that adopts it, too; it can be adopted until somebody calls kill().
         """
 
     async def kill(self) -> None:

@@ -6,7 +6,6 @@ import enum
 
 import msgspec
 
-from vmruntime.model.image_pod import ImagePod
 from vmruntime.model.resources import LinuxResources
 
 
@@ -127,7 +126,6 @@ class SandboxSpec(msgspec.Struct, frozen=True, kw_only=True):
         sysctls: Pod-level sysctls, dotted names.
         overhead: RuntimeClass overhead, for the size of the VM.
         resources: Sum of the containers' resources, for the size of the VM.
-        image_pod: What the annotations of an image pod ask for; None: another kind of pod.
     """
 
     metadata: SandboxMetadata
@@ -146,7 +144,6 @@ class SandboxSpec(msgspec.Struct, frozen=True, kw_only=True):
     privileged: bool = False
     overhead: LinuxResources | None = None
     resources: LinuxResources | None = None
-    image_pod: ImagePod | None = None
 
 
 class Neighbour(msgspec.Struct, frozen=True, kw_only=True):

@@ -5,19 +5,23 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
 import threading
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
+import msgspec
 import pytest
 
 from vmruntime.aio.detached import DetachedProcess, ProcessIdentity
 from vmruntime.hypervisor.errors import HypervisorError
-from vmruntime.hypervisor.interface import Disk, VmHandle
+from vmruntime.hypervisor.interface import Backing, Disk, VmHandle
+from vmruntime.hypervisor.qemu.machine_argv import MACHINE_PORTS
 from vmruntime.hypervisor.qemu.monitor import Monitor
 from vmruntime.hypervisor.qemu.vm import QemuVm
 from vmruntime.hypervisor.qmp import devices as module
+from vmruntime.model.image_pod import DiskDriver
 
 
 class FakeMonitor:
@@ -60,6 +64,8 @@ class FakeMonitor:
             if self.ending:
                 raise HypervisorError("QEMU refused blockdev-del: Node x is in use")
             self.nodes.remove(arguments["node-name"])
+        elif command == "qom-list":
+            return [{"name": name} for name in sorted(self.devices)]
         elif command == "query-fdsets":
             return [{"fdset-id": key, "fds": [{"opaque": value}]} for key, value in self.fdsets.items()]
         elif command == "remove-fd":
@@ -176,3 +182,26 @@ async def test_a_disk_that_does_not_open_holds_up_nobody(
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(opened[0])
     assert not monitor.fdsets
+
+
+async def test_a_virtio_disk_has_a_port_and_a_backing_and_gives_both_back(
+    monitor: FakeMonitor, tmp_path: Path, disk: Disk
+) -> None:
+    identity = ProcessIdentity(pid=1, start_time=1)
+    handle = VmHandle(
+        id="v", driver="qemu", process=identity, helpers=[], directory=str(tmp_path), cid=0, vsock="", uuid="u"
+    )
+    vm = QemuVm(handle, DetachedProcess(identity), [], cast(Monitor, monitor))
+    overlay = msgspec.structs.replace(
+        disk, driver=DiskDriver.VIRTIO, format="qcow2", backing=Backing(path=disk.path, format="raw")
+    )
+    for _ in range(2 * MACHINE_PORTS):
+        await vm.attach_disk(overlay)
+        (device,) = monitor.devices
+        assert re.fullmatch(r"at[0-7]-dev-d-d1", device)
+        assert sorted(monitor.fdsets.values()) == ["backing of d1", "d1"]
+        assert await vm.attached_disks() == {"d1"}
+        await vm.detach_disk("d1")
+        assert not monitor.devices
+        assert not monitor.nodes
+        assert not monitor.fdsets
