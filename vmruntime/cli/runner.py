@@ -73,7 +73,7 @@ class Runner:
                 self._clean_up()
                 raise
             self._finish()
-        if status.message or status.reason not in ("", "Completed", "Error"):
+        if status.reason != "Completed" and (status.message or status.reason not in ("", "Error")):
             words = f"{status.reason}: {status.message}" if status.message else status.reason
             click.echo(f"vmruntime: the container ended: {printable(words)}", err=True)
         return status.exit_code if 0 <= status.exit_code <= 255 else 255

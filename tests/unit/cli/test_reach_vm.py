@@ -152,16 +152,16 @@ def test_ssh(cli: Cli, executed: list[list[str]], tmp_path: Path) -> None:
         str(tmp_path / "bin" / "ssh"),
         "-o", f"UserKnownHostsFile={known_hosts}", "-o", "GlobalKnownHostsFile=/dev/null",
         "-o", f"HostKeyAlias={pod[:13]}", "-o", "StrictHostKeyChecking=accept-new", "-o", "LogLevel=ERROR",
-        "-p", "22", "-l", "root", "--", "10.88.0.2", "--",
+        "-p", "22", "-l", "root", "--", "10.88.0.2",
     ]  # fmt: skip
     assert known_hosts.parent.stat().st_mode & 0o777 == 0o700
     key = tmp_path / "a key"
     key.touch()
     assert cli("ssh", "-p", "2222", "-i", key, "debian@vm", "--", "ls", "-l").exit_code == 0
-    assert executed[-1][-9:] == ["-p", "2222", "-l", "debian", "--", "10.88.0.2", "--", "ls", "-l"]
+    assert executed[-1][-8:] == ["-p", "2222", "-l", "debian", "--", "10.88.0.2", "ls", "-l"]
     assert f'IdentityFile="{key}"' in executed[-1]
     assert cli("ssh", "-l", "admin", "debian@vm", "ls").exit_code == 0
-    assert executed[-1][-6:] == ["-l", "admin", "--", "10.88.0.2", "--", "ls"]
+    assert executed[-1][-5:] == ["-l", "admin", "--", "10.88.0.2", "ls"]
 
 
 def test_ssh_forgets_the_keys_of_pods_that_are_gone(cli: Cli, executed: list[list[str]]) -> None:

@@ -151,6 +151,14 @@ def test_usage_errors(cli: Cli, arguments: list[str], words: str) -> None:
     assert not cli.cri.calls
 
 
+def test_only_an_unusual_end_is_told_of(cli: Cli) -> None:
+    cli.cri.script = Script(message="the guest powered off")
+    assert cli("run", "--rm", "--vm", "vm:1").stderr == ""
+    cli.cri.script = Script(exit_code=1, reason="Error", message="the guest's kernel panicked")
+    result = cli("run", "--rm", "--vm", "vm:1")
+    assert (result.exit_code, "Error: the guest's kernel panicked" in result.stderr) == (1, True)
+
+
 def test_a_vm_has_more_time_to_stop(cli: Cli) -> None:
     cli.cri.script = Script(forever=True)
     cli.cri.hooks["ContainerStatus"] = _interrupt_once()

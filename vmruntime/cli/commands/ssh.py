@@ -67,8 +67,8 @@ def ssh(app: App, user: str, identity: Path | None, port: int, wait: int, pod: s
         program,
         *_options(known_hosts, found.id, identity),
         "-p", str(port), "-l", user or (before if at else "") or DEFAULT_USER,
-        # The second -- is for ssh as well: without it, it would take the command's first words for options.
-        "--", address, "--", *cmd,
+        # Nothing after this is an option to ssh, whatever the command begins with.
+        "--", address, *cmd,
     ]  # fmt: skip
     client.close()
     os.execv(program, argv)
