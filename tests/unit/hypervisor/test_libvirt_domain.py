@@ -129,7 +129,7 @@ def test_disks_are_descriptors_and_their_chains_end_where_we_say() -> None:
     )
     assert text(found[1]) == (
         '<disk type="file" device="cdrom"><driver name="qemu" type="raw" />'
-        '<source file="/pods/seed.iso" fdgroup="disk1" /><backingStore /><target dev="sdb" bus="sata" />'
+        '<source file="/pods/seed.iso" fdgroup="disk1" /><backingStore /><target dev="sdb" bus="scsi" />'
         "<readonly /><serial>seed</serial></disk>"
     )
 
@@ -157,7 +157,7 @@ def test_a_kernel_of_ours_is_not_libvirts_business() -> None:
     assert given[given.index("-kernel") + 1] == "/guest/vmlinuz"
     assert given[given.index("-initrd") + 1] == "/guest/initrd"
     assert given[given.index("-append") + 1].endswith("x=<1>")
-    assert found.find("devices/panic") is None
+    assert "pvpanic" not in " ".join(given)
 
 
 def test_ports_stay_free_for_what_is_plugged_in_by_qmp() -> None:
@@ -184,17 +184,16 @@ def test_uefi_without_variables_is_refused() -> None:
 
 
 def test_what_a_machine_has_when_asked_for() -> None:
-    boot = msgspec.structs.replace(FIRMWARE, oem_strings=["a=<&>", "b"], tpm=Path("/t.sock"), vnc=True)
+    boot = msgspec.structs.replace(FIRMWARE, oem_strings=["a=<&>", "b"], tpm=Path("/t,.sock"), vnc=True)
     found = domain(boot)
     assert [entry.text for entry in found.iterfind("sysinfo/oemStrings/entry")] == ["a=<&>", "b"]
     assert element(found, "os/smbios").get("mode") == "sysinfo"
-    assert element(found, "devices/tpm/backend").get("type") == "external"
-    assert element(found, "devices/tpm/backend/source").get("path") == "/t.sock"
+    assert "socket,id=swtpm,path=/t,,.sock" in arguments(found)
     assert element(found, "devices/graphics").attrib == {"type": "vnc", "socket": "/run/vm/helpers/vnc.sock"}
     assert element(found, "devices/memballoon").get("model") == "virtio"
-    assert element(found, "devices/panic").get("model") == "isa"
+    assert "pvpanic-pci,bus=pcie.0,addr=0x1d" in arguments(found)
     plain = domain()
-    for path in ("sysinfo", "os/smbios", "devices/tpm", "devices/graphics", "devices/video", "devices/vsock"):
+    for path in ("sysinfo", "os/smbios", "devices/graphics", "devices/video", "devices/vsock"):
         assert plain.find(path) is None
 
 

@@ -11,6 +11,7 @@ import concurrent.futures
 import contextlib
 import functools
 import json
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
@@ -30,9 +31,6 @@ PATIENCE = 10.0
 """Seconds a call waits for a daemon that is being restarted."""
 FIRST_PAUSE, LAST_PAUSE = 0.2, 2.0
 KEEPALIVE_SECONDS, KEEPALIVE_MISSED = 5, 3
-# A hung QEMU keeps the call that waits for it; the calls of the other VMs go on.
-THREADS = 64
-
 # Said of a connection, not of a domain.
 _BROKEN = frozenset(
     {
@@ -69,7 +67,6 @@ class Connection:
 
     def __init__(self, uri: str) -> None:
         self.uri = uri
-        self._executor = concurrent.futures.ThreadPoolExecutor(THREADS, thread_name_prefix="libvirt")
         self._scope = TaskScope(f"libvirt {uri}")
         self._up = asyncio.Event()
         self._connection: libvirt.virConnect | None = None
@@ -103,7 +100,6 @@ class Connection:
                 await self._run(lambda: self._let_go(connection), CALL_TIMEOUT)
         finally:
             await self._run(LOOP.release, CALL_TIMEOUT)
-            self._executor.shutdown(wait=False)
 
     async def call(
         self,
@@ -269,7 +265,7 @@ class Connection:
         Raises:
             TimeoutError: It is still running; its result will be nobody's.
         """
-        future = asyncio.wrap_future(self._executor.submit(function))
+        future = _in_thread(function)
         deadline = self._loop.time() + timeout
         cancelled: asyncio.CancelledError | None = None
         while not future.done() and (left := deadline - self._loop.time()) > 0:
@@ -294,6 +290,25 @@ def _object(details: str | None) -> dict[str, Any]:
     except ValueError:
         return {}
     return data if isinstance(data, dict) else {}
+
+
+def _in_thread(function: Callable[[], T]) -> asyncio.Future[T]:
+    """Run in a thread of its own, which no one waits for at the end of the process.
+
+    A QEMU that hangs keeps the call that waits for it, and neither the calls for other VMs nor the daemon's exit.
+    """
+    outcome: concurrent.futures.Future[T] = concurrent.futures.Future()
+
+    def work() -> None:
+        try:
+            result = function()
+        except BaseException as error:
+            outcome.set_exception(error)
+        else:
+            outcome.set_result(result)
+
+    threading.Thread(target=work, name="libvirt-call", daemon=True).start()
+    return asyncio.wrap_future(outcome)
 
 
 def _seen(future: asyncio.Future[Any]) -> None:

@@ -28,10 +28,11 @@ QEMU_NAMESPACE = "http://libvirt.org/schemas/domain/qemu/1.0"
 METADATA_NAMESPACE = "https://vmruntime.io/xmlns/libvirt/1"
 METADATA_PREFIX = "vmruntime"
 # Where libvirt puts nothing: it fills slots from 1 on, and 31 is the chipset's.
-PORTS_SLOT, VSOCK_SLOT = 30, 28
+PORTS_SLOT, PANIC_SLOT, VSOCK_SLOT = 30, 29, 28
 VSOCK_PORT = "port-vsock"
 CONSOLE = "charserial0"
 BALLOON = "balloon0"
+_SCREENS = {"VGA": "vga", "virtio-gpu-pci": "virtio"}
 _UNSAYABLE = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
@@ -163,19 +164,9 @@ def _devices(domain: ET.Element, machine: Machine) -> None:
     ET.SubElement(devices, "controller", type="virtio-serial", index="0")
     balloon = ET.SubElement(devices, "memballoon", model="virtio")
     ET.SubElement(balloon, "stats", period=str(POLL_SECONDS))
-    x86 = machine.architecture.qemu.endswith("x86_64")
-    if x86:
-        ET.SubElement(devices, "panic", model="isa")
-    if boot.tpm is not None:
-        backend = ET.SubElement(
-            ET.SubElement(devices, "tpm", model=machine.architecture.tpm_device.removesuffix("-device")),
-            "backend",
-            type="external",
-        )
-        ET.SubElement(backend, "source", type="unix", mode="connect", path=str(boot.tpm))
     if boot.vnc:
         ET.SubElement(devices, "graphics", type="vnc", socket=str(helper_directory(spec.directory) / SCREEN_SOCKET))
-        ET.SubElement(ET.SubElement(devices, "video"), "model", type="vga" if x86 else "virtio")
+        ET.SubElement(ET.SubElement(devices, "video"), "model", type=_SCREENS[machine.architecture.screen_device])
         for kind in ("keyboard", "tablet"):
             ET.SubElement(devices, "input", type=kind, bus="usb")
 
@@ -183,7 +174,7 @@ def _devices(domain: ET.Element, machine: Machine) -> None:
 def _disks(devices: ET.Element, disks: list[Disk]) -> None:
     names = {"sd": iter(_names("sd")), "vd": iter(_names("vd"))}
     for number, disk in enumerate(disks):
-        bus = "sata" if disk.cdrom else {DiskDriver.SCSI: "scsi", DiskDriver.VIRTIO: "virtio"}[disk.driver]
+        bus = "virtio" if disk.driver is DiskDriver.VIRTIO and not disk.cdrom else "scsi"
         element = ET.SubElement(devices, "disk", type="file", device="cdrom" if disk.cdrom else "disk")
         driver = ET.SubElement(element, "driver", name="qemu", type=disk.format)
         if not disk.readonly:
@@ -224,6 +215,14 @@ def _arguments(domain: ET.Element, machine: Machine) -> None:
     if isinstance(boot, KernelBoot):
         command_line = kernel_command_line(machine.architecture, boot.arguments)
         arguments += ["-kernel", str(boot.kernel), "-initrd", str(boot.initramfs), "-append", command_line]
+    else:
+        if boot.tpm is not None:
+            # libvirt wants swtpm_setup for its own backend, though not for one that runs already.
+            backend = f"socket,id=swtpm,path={_escaped(str(boot.tpm))}"
+            arguments += ["-chardev", backend, "-tpmdev", "emulator,id=tpm,chardev=swtpm"]
+            arguments += ["-device", f"{machine.architecture.tpm_device},tpmdev=tpm"]
+        # libvirt 9.0 has the ISA device alone.
+        arguments += ["-device", f"{machine.architecture.panic_device},bus=pcie.0,addr={PANIC_SLOT:#x}"]
     ports = HOTPLUG_PORTS if isinstance(boot, KernelBoot) else MACHINE_PORTS
     places = {f"port{number}": f"{PORTS_SLOT:#x}.{number:#x}" for number in range(ports)}
     for number, (name, place) in enumerate({**places, VSOCK_PORT: f"{VSOCK_SLOT:#x}.0x0"}.items()):
@@ -233,6 +232,11 @@ def _arguments(domain: ET.Element, machine: Machine) -> None:
     element = ET.SubElement(domain, f"{{{QEMU_NAMESPACE}}}commandline")
     for argument in arguments:
         ET.SubElement(element, f"{{{QEMU_NAMESPACE}}}arg", value=_sayable(argument))
+
+
+def _escaped(text: str) -> str:
+    """Return an option's value; QEMU ends it at a single comma."""
+    return text.replace(",", ",,")
 
 
 def _text(parent: ET.Element, tag: str, text: str, **attributes: str) -> ET.Element:

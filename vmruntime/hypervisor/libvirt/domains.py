@@ -71,7 +71,7 @@ def create(
     if old is not None:
         if not _is_of(old, owner):
             raise HypervisorError(f"libvirt has a machine of somebody else's with the uuid {uuid}: {old.name()}")
-        _end(old)
+        end(old)
     if not keep:
         connection.createXML(xml, libvirt.VIR_DOMAIN_START_PAUSED)
         return
@@ -90,7 +90,7 @@ def remove(connection: libvirt.virConnect, uuid: str, owner: str) -> None:
     """End a domain and let libvirt forget it; unknown or somebody else's: success, and nothing done."""
     domain = find(connection, uuid)
     if domain is not None and _is_of(domain, owner):
-        _end(domain)
+        end(domain)
 
 
 def of_owner(connection: libvirt.virConnect, owner: str) -> dict[str, str]:
@@ -99,18 +99,19 @@ def of_owner(connection: libvirt.virConnect, owner: str) -> dict[str, str]:
     return {uuid: mark.pod for uuid, mark in marks.items() if mark is not None and mark.owner == owner}
 
 
+def end(domain: libvirt.virDomain) -> None:
+    """End a domain and let libvirt forget it."""
+    _destroy(domain)
+    if _is_kept(domain):
+        domain.undefineFlags(_UNDEFINE)
+
+
 def _is_of(domain: libvirt.virDomain, owner: str) -> bool:
     mark = mark_of(domain)
     return mark is not None and mark.owner == owner
 
 
-def _end(domain: libvirt.virDomain) -> None:
-    destroy(domain)
-    if domain_is_kept(domain):
-        domain.undefineFlags(_UNDEFINE)
-
-
-def destroy(domain: libvirt.virDomain) -> None:
+def _destroy(domain: libvirt.virDomain) -> None:
     """End a domain at once; it has ended: success."""
     try:
         domain.destroy()
@@ -119,7 +120,7 @@ def destroy(domain: libvirt.virDomain) -> None:
             raise
 
 
-def domain_is_kept(domain: libvirt.virDomain) -> bool:
+def _is_kept(domain: libvirt.virDomain) -> bool:
     """Whether libvirt has a definition of the domain."""
     try:
         return bool(domain.isPersistent())

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import functools
+import os
+import pwd
 import re
 import socket
 import uuid as uuids
 from collections.abc import Iterable
 from pathlib import Path
+
+import structlog
 
 from vmruntime.aio.detached import DetachedProcess, ProcessIdentity, start_time
 from vmruntime.aio.pipeline import in_thread
@@ -37,14 +42,16 @@ from vmruntime.hypervisor.libvirt.domain import (
     disk_group,
     domain_xml,
 )
-from vmruntime.hypervisor.libvirt.ending import told_by_libvirt
+from vmruntime.hypervisor.libvirt.ending import Ending, told_by_libvirt
 from vmruntime.hypervisor.libvirt.monitor import Monitor
-from vmruntime.hypervisor.libvirt.place import is_embedded, prepare_embedded
+from vmruntime.hypervisor.libvirt.place import is_embedded, may_use, prepare_embedded
 from vmruntime.hypervisor.libvirt.plug import plug_agent, plug_console, plug_vsock
-from vmruntime.hypervisor.libvirt.vm import EndedVm, LibvirtVm
+from vmruntime.hypervisor.libvirt.vm import AFTERMATH, POLL_SECONDS, EndedVm, LibvirtVm
 from vmruntime.hypervisor.qemu.blockdev import open_disk
 from vmruntime.hypervisor.vsock import hybrid_socket
 from vmruntime.model.image_pod import Firmware
+
+log = structlog.get_logger(__name__)
 
 # libvirt may have to learn first what this QEMU can do; under load that takes a while.
 CREATE_TIMEOUT = 120.0
@@ -115,7 +122,7 @@ class LibvirtHypervisor:
                     helpers.append(helper)
                 native = [disk for disk in spec.disks if firmware and not disk.path.is_block_device()]
                 groups = await in_thread(functools.partial(_open_all, native, descriptors))
-                undo.push_async_callback(self._remove, uuid)
+                undo.push_async_callback(self._undo, uuid)
                 process = await self._create(spec, uuid, native, groups)
                 undo.push_async_callback(process.end)
                 await record("qemu", process.identity)
@@ -149,8 +156,8 @@ class LibvirtHypervisor:
         helpers = [DetachedProcess(identity) for identity in handle.helpers]
         state, serials = await self._look_up(uuid)
         if not DetachedProcess(handle.process).alive:
-            ending = told_by_libvirt(*state) if state is not None else None
-            if not handle.uuid or ending is None or ending.end not in (VmEnd.POWEROFF, VmEnd.CRASH):
+            ending = await self._noticed_end(uuid) if handle.uuid else None
+            if ending is None or ending.end not in (VmEnd.POWEROFF, VmEnd.CRASH):
                 raise VmGone("QEMU ended while no daemon was running")
             return EndedVm(handle, uuid, self._connection, helpers, ending)
         if state is None:
@@ -191,8 +198,9 @@ class LibvirtHypervisor:
     async def _create(
         self, spec: VmSpec, uuid: str, native: list[Disk], groups: dict[str, list[int]]
     ) -> DetachedProcess:
-        machine = self._machine(spec, uuid, native)
-        xml = domain_xml(machine)
+        account = account_of(self._user)
+        xml = domain_xml(self._machine(spec, uuid, native, account))
+        await in_thread(lambda: _hand_over(spec, account))
         keep = isinstance(spec.boot, FirmwareBoot)
         try:
             await self._connection.call(
@@ -205,10 +213,8 @@ class LibvirtHypervisor:
             raise HypervisorError(f"libvirt did not start the VM: {error}") from error
         return DetachedProcess(await self._identity(uuid))
 
-    def _machine(self, spec: VmSpec, uuid: str, native: list[Disk]) -> Machine:
-        account = account_of(self._user)
+    def _machine(self, spec: VmSpec, uuid: str, native: list[Disk], account: pwd.struct_passwd) -> Machine:
         boot = spec.boot
-        make_helper_directory(spec.directory, self._user)
         return Machine(
             spec=spec,
             uuid=uuid,
@@ -254,6 +260,26 @@ class LibvirtHypervisor:
             return await self._connection.call(look, what="state of the VM")
         except libvirt.libvirtError as error:
             raise HypervisorError(f"libvirt does not say how the VM {uuid} is: {error}") from error
+
+    async def _noticed_end(self, uuid: str) -> Ending | None:
+        """Return the end that libvirt remembers of a domain whose QEMU has ended; None: of none.
+
+        libvirt notices an end when the process has been collected, which a busy init does when it comes to it.
+        """
+        deadline = asyncio.get_running_loop().time() + AFTERMATH
+        while True:
+            state, _ = await self._look_up(uuid)
+            ending = None if state is None else told_by_libvirt(*state)
+            if state is None or ending is not None or asyncio.get_running_loop().time() > deadline:
+                return ending
+            await asyncio.sleep(POLL_SECONDS)
+
+    async def _undo(self, uuid: str) -> None:
+        """Take back a start; a failure of that must not hide the one that led here."""
+        try:
+            await self._remove(uuid)
+        except (HypervisorError, libvirt.libvirtError) as error:
+            log.warning("a domain that was not to start may be left", uuid=uuid, error=str(error))
 
     async def _remove(self, uuid: str) -> None:
         await self._connection.call(
@@ -342,6 +368,29 @@ def _loader(boot: KernelBoot | FirmwareBoot) -> Path | None:
         return None
     code, _ = find_ovmf()
     return code
+
+
+def _hand_over(spec: VmSpec, account: pwd.struct_passwd) -> None:
+    """Let QEMU's account have what QEMU opens by itself: UEFI's variables, the TPM's socket, a place for VNC's.
+
+    Raises:
+        HypervisorError: It cannot be given, or a directory above is closed to the account.
+    """
+    boot = spec.boot
+    if not isinstance(boot, FirmwareBoot):
+        return
+    if boot.vnc:
+        make_helper_directory(spec.directory, account.pw_name)
+    for path in (boot.variables, boot.tpm):
+        if path is None:
+            continue
+        try:
+            os.chown(path, account.pw_uid, account.pw_gid, follow_symlinks=False)
+        except OSError as error:
+            raise HypervisorError(f"{path} cannot be given to {account.pw_name}: {error.strerror}") from error
+        for above in path.parents:
+            if not may_use(above, account, execute=True):
+                raise HypervisorError(f"{path} is of no use: {account.pw_name} cannot pass through {above}")
 
 
 def _process_of(thread: int) -> int | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import pwd
 import socket
-import stat
 from pathlib import Path
 
 SYSTEM = "qemu:///system"
@@ -55,7 +54,7 @@ def prepare_embedded(uri: str, account: pwd.struct_passwd) -> None:
     root = Path(uri.partition("root=")[2])
     (root / "etc").mkdir(parents=True, exist_ok=True)
     root.chmod(0o711)
-    (root / "etc" / "qemu.conf").write_text(qemu_conf(account, may_use_kvm=_may_use(KVM, account)))
+    (root / "etc" / "qemu.conf").write_text(qemu_conf(account, may_use_kvm=may_use(KVM, account)))
 
 
 def qemu_conf(account: pwd.struct_passwd, *, may_use_kvm: bool) -> str:
@@ -94,13 +93,15 @@ def _answers(path: Path) -> bool:
     return True
 
 
-def _may_use(device: Path, account: pwd.struct_passwd) -> bool:
+def may_use(path: Path, account: pwd.struct_passwd, *, execute: bool = False) -> bool:
+    """Whether an account can read and write a device, or pass through a directory; one that is not there: yes."""
     try:
-        status = device.stat()
+        status = path.stat()
     except FileNotFoundError:
         return True
+    wanted = 0o1 if execute else 0o6
     if status.st_uid == account.pw_uid:
-        return bool(status.st_mode & stat.S_IRUSR and status.st_mode & stat.S_IWUSR)
-    groups = os.getgrouplist(account.pw_name, account.pw_gid)
-    wanted = stat.S_IRGRP | stat.S_IWGRP if status.st_gid in groups else stat.S_IROTH | stat.S_IWOTH
-    return status.st_mode & wanted == wanted
+        shift = 6
+    else:
+        shift = 3 if status.st_gid in os.getgrouplist(account.pw_name, account.pw_gid) else 0
+    return status.st_mode >> shift & wanted == wanted

@@ -110,17 +110,15 @@ class LibvirtVm(QmpVm):
             raise HypervisorError(f"libvirt refused {what}: {error}") from error
 
     async def _end_qemu(self) -> None:
-        """End the domain, so that libvirt knows whose doing it was; without libvirt the process alone is killed."""
-        if not self._process.alive:
-            return
+        """End the domain and let libvirt forget it and its end; without libvirt the process alone is killed."""
 
-        def destroy(connection: libvirt.virConnect) -> None:
+        def remove(connection: libvirt.virConnect) -> None:
             domain = domains.find(connection, self._uuid)
             if domain is not None:
-                domains.destroy(domain)
+                domains.end(domain)
 
         with contextlib.suppress(HypervisorError, libvirt.libvirtError):
-            await self._connection.call(destroy, what="kill", timeout=DESTROY_TIMEOUT, patience=0.0)
+            await self._connection.call(remove, what="kill", timeout=DESTROY_TIMEOUT, patience=0.0)
 
     async def _unannounced(self, status: int | None) -> tuple[VmEnd, str]:
         """Ask libvirt; it has no process of its own that QEMU is a child of, so nobody has a status."""
