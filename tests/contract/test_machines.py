@@ -24,7 +24,7 @@ import pytest_asyncio
 
 from tests.contract.test_hypervisor import Processes, open_tap
 from tests.support import leaks
-from tests.support.hosts import footprint, qemu_hypervisor, short_directory
+from tests.support.hosts import embedded, footprint, libvirt_hypervisor, qemu_hypervisor, short_directory
 from tests.support.machines import (
     ADDRESSES,
     DISKS,
@@ -82,6 +82,7 @@ class World:
         hypervisor: The driver.
         sector, image: Disks to boot from: the guest that is a sector, and a qcow2 image with a shell.
         variables: The template of UEFI's.
+        by_signal: What is said of a machine whose QEMU was ended by a signal.
         real: Machines are real ones.
     """
 
@@ -98,6 +99,7 @@ class World:
         self.sector, self.image, self.tap = sector, image, tap
         self.variables = variables
         self.real = True
+        self.by_signal = VmEnd.KILLED
         self.guest_share: Callable[[Path], None] = lambda root: None
         self._base, self._drivers, self._number = base, drivers, 0
 
@@ -199,9 +201,21 @@ async def qemu(base: Path) -> AsyncIterator[World]:
         yield World(base, qemu_hypervisor, sector, small(), open_tap, find_ovmf()[1])
 
 
+@contextlib.asynccontextmanager
+async def libvirt(base: Path) -> AsyncIterator[World]:
+    sector = base / "sector.img"
+    make_sector(sector)
+    with leaks.nothing_left(footprint(base)):
+        async with libvirt_hypervisor(base, embedded()) as hypervisor:
+            world = World(base, lambda: hypervisor, sector, small(), open_tap, find_ovmf()[1])
+            world.by_signal = VmEnd.LOST  # libvirt does not tell a signal from a failure
+            yield world
+
+
 IMPLEMENTATIONS = [
     pytest.param(fake, id="fake"),
     pytest.param(qemu, id="qemu", marks=pytest.mark.vm),
+    pytest.param(libvirt, id="libvirt", marks=pytest.mark.vm),
 ]
 
 
@@ -387,7 +401,7 @@ async def test_what_was_ended_on_the_host(world: World) -> None:
     async with world.running() as vm:
         ending = asyncio.ensure_future(ended(vm))
         os.kill(vm.handle.process.pid, signal.SIGKILL)
-        assert (await ending)[0] is VmEnd.KILLED
+        assert (await ending)[0] is world.by_signal
     async with world.running() as vm:
         await vm.close()
         os.kill(vm.handle.process.pid, signal.SIGKILL)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 import subprocess
 import sys
+import uuid
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -15,9 +17,10 @@ import pytest
 
 from tests.support.hosts import GUEST, libvirt_hypervisor, short_directory
 from tests.support.libvirtd import Libvirtd, libvirtd
+from tests.support.machines import SECTOR_UP, make_sector
 from vmruntime.aio.detached import DetachedProcess, ProcessIdentity
 from vmruntime.hypervisor.errors import HypervisorError, VmGone
-from vmruntime.hypervisor.interface import Disk, KernelBoot, VirtualMachine, VmEnd, VmHandle, VmSpec
+from vmruntime.hypervisor.interface import Disk, FirmwareBoot, KernelBoot, VirtualMachine, VmEnd, VmHandle, VmSpec
 from vmruntime.hypervisor.libvirt import connection
 from vmruntime.hypervisor.libvirt.driver import LibvirtHypervisor, probe
 from vmruntime.hypervisor.libvirt.place import embedded_uri
@@ -149,6 +152,34 @@ async def test_a_vm_that_ended_while_libvirtd_was_away(
     with pytest.raises(VmGone):
         await hypervisor.adopt(vm.handle)
     await vm.kill()
+
+
+@pytest.mark.parametrize(("letter", "end"), [("p", VmEnd.POWEROFF), ("c", VmEnd.CRASH)], ids=["power-off", "panic"])
+async def test_a_machine_whose_guest_ended_while_libvirtd_was_away(
+    base: Path, daemon: Libvirtd, hypervisor: LibvirtHypervisor, letter: str, end: VmEnd
+) -> None:
+    make_sector(base / "sector.img")
+    sector = Disk(path=base / "sector.img", serial="sector", readonly=True)
+    boot = FirmwareBoot(name="away", uuid=str(uuid.uuid4()))
+    vm = await hypervisor.start(msgspec.structs.replace(spec(base), boot=boot, cid=0, disks=[sector]), record)
+    await vm.resume()
+    async with asyncio.timeout(PATIENCE):
+        await vm.wait_for_console(SECTOR_UP)
+    ending = asyncio.ensure_future(ended(vm))
+    daemon.kill()
+    with socket.socket(socket.AF_UNIX) as console:
+        console.connect(str(base / "vm" / "console.sock"))
+        console.sendall(letter.encode())
+        await asyncio.sleep(0.5)
+    await asyncio.to_thread(daemon.start)
+    assert await ending is end
+    await vm.close()
+    second = await hypervisor.adopt(vm.handle)
+    assert await ended(second) is end
+    await second.kill()
+    with pytest.raises(VmGone):
+        await hypervisor.adopt(vm.handle)
+    await hypervisor.forget(boot.uuid)
 
 
 async def test_somebody_elses_machine_is_left_alone(
