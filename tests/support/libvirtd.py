@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import socket
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 PATIENCE = 30.0
+LOCK = Path(tempfile.gettempdir()) / "vmruntime-tests-libvirtd.lock"
 # libvirt has these paths built in; the daemon sees directories of the test there, in a mount namespace of its own.
 PLACES = {
     "etc": Path("/etc/libvirt"),
@@ -98,14 +101,17 @@ class Libvirtd:
 @contextlib.contextmanager
 def libvirtd(base: Path) -> Iterator[Libvirtd]:
     """Yield a running libvirtd with everything below `base`, a directory that QEMU can pass through."""
-    made = [place for place in PLACES.values() if not place.exists()]
-    for place in made:
-        place.mkdir()
-    daemon = Libvirtd(base)
-    try:
-        daemon.start()
-        yield daemon
-    finally:
-        daemon.stop()
+    # One at a time: to remove an empty directory takes away what another daemon has mounted there.
+    with LOCK.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        made = [place for place in PLACES.values() if not place.exists()]
         for place in made:
-            place.rmdir()
+            place.mkdir()
+        daemon = Libvirtd(base)
+        try:
+            daemon.start()
+            yield daemon
+        finally:
+            daemon.stop()
+            for place in made:
+                place.rmdir()

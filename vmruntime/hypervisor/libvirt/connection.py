@@ -63,10 +63,12 @@ class Connection:
 
     Attributes:
         uri: libvirt's URI.
+        since: When it was made or made anew, in the event loop's time.
     """
 
     def __init__(self, uri: str) -> None:
         self.uri = uri
+        self.since = 0.0
         self._scope = TaskScope(f"libvirt {uri}")
         self._up = asyncio.Event()
         self._connection: libvirt.virConnect | None = None
@@ -217,6 +219,7 @@ class Connection:
                 raise
             return connection
 
+        self.since = self._loop.time()
         try:
             self._connection = await self._run(connect, CALL_TIMEOUT)
         except libvirt.libvirtError as error:

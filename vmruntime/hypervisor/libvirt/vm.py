@@ -22,6 +22,9 @@ from vmruntime.hypervisor.qmp.vm import QmpVm
 AFTERMATH = 5.0
 """Seconds that libvirt has to find out that a QEMU has ended."""
 POLL_SECONDS = 0.1
+JUST_BACK = 15.0
+"""Seconds in which libvirt, back again, ends what has ended meanwhile."""
+
 DESTROY_TIMEOUT = 60.0
 LIBVIRTS = re.compile(r"libvirt-\d+-.*")
 """What libvirt calls the descriptors that it passes on."""
@@ -119,6 +122,20 @@ class LibvirtVm(QmpVm):
 
         with contextlib.suppress(HypervisorError, libvirt.libvirtError):
             await self._connection.call(remove, what="kill", timeout=DESTROY_TIMEOUT, patience=0.0)
+
+    async def _how(self, status: int | None) -> tuple[VmEnd, str]:
+        """Do not take libvirt's own signal for the cause.
+
+        A guest that powered off while libvirt was away is found by it as it comes back, and then QEMU is ended by a signal;
+        what it said of the guest before is lost.
+        """
+        end, why = await super()._how(status)
+        just_back = asyncio.get_running_loop().time() - self._connection.since < JUST_BACK
+        if end is VmEnd.KILLED and just_back and not self._killed:
+            remembered = await self._unannounced(status)
+            if remembered[0] is VmEnd.POWEROFF:
+                return remembered
+        return end, why
 
     async def _unannounced(self, status: int | None) -> tuple[VmEnd, str]:
         """Ask libvirt; it has no process of its own that QEMU is a child of, so nobody has a status."""
