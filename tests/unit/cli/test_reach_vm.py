@@ -147,14 +147,13 @@ def executed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[list[str]]
 def test_ssh(cli: Cli, executed: list[list[str]], tmp_path: Path) -> None:
     pod = cli.cri.add_pod("vm")
     assert cli("ssh", "vm").exit_code == 0
-    known_hosts = cli.base / "run" / "ssh" / pod[:13]
+    known_hosts = cli.base / "run" / "sandboxes" / pod[:13] / "known_hosts"
     assert executed[-1] == [
         str(tmp_path / "bin" / "ssh"),
         "-o", f"UserKnownHostsFile={known_hosts}", "-o", "GlobalKnownHostsFile=/dev/null",
         "-o", f"HostKeyAlias={pod[:13]}", "-o", "StrictHostKeyChecking=accept-new", "-o", "LogLevel=ERROR",
         "-p", "22", "-l", "root", "--", "10.88.0.2",
     ]  # fmt: skip
-    assert known_hosts.parent.stat().st_mode & 0o777 == 0o700
     key = tmp_path / "a key"
     key.touch()
     assert cli("ssh", "-p", "2222", "-i", key, "debian@vm", "--", "ls", "-l").exit_code == 0
@@ -162,17 +161,6 @@ def test_ssh(cli: Cli, executed: list[list[str]], tmp_path: Path) -> None:
     assert f'IdentityFile="{key}"' in executed[-1]
     assert cli("ssh", "-l", "admin", "debian@vm", "ls").exit_code == 0
     assert executed[-1][-5:] == ["-l", "admin", "--", "10.88.0.2", "ls"]
-
-
-def test_ssh_forgets_the_keys_of_pods_that_are_gone(cli: Cli, executed: list[list[str]]) -> None:
-    pod = cli.cri.add_pod("vm")
-    other = cli.cri.add_pod("other")
-    cli("ssh", "vm")
-    directory = cli.base / "run" / "ssh"
-    for name in (pod[:13], other[:13], "0" * 13):
-        (directory / name).touch()
-    cli("ssh", "vm")
-    assert {path.name for path in directory.iterdir()} == {pod[:13], other[:13]}
 
 
 def test_ssh_that_cannot_be(cli: Cli, executed: list[list[str]], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,6 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import Iterable
 from pathlib import Path
 
 import click
@@ -15,7 +14,7 @@ from vmruntime.cli import options
 from vmruntime.cli.context import App, pass_app
 from vmruntime.cli.lookup import Inventory, describe
 from vmruntime.cli.progress import working
-from vmruntime.errors import DeadlineExceeded, FailedPrecondition, NotFound, PermissionDenied
+from vmruntime.errors import DeadlineExceeded, FailedPrecondition, NotFound
 from vmruntime.generated import cri_pb2
 
 DEFAULT_USER = "root"
@@ -52,15 +51,15 @@ def ssh(app: App, user: str, identity: Path | None, port: int, wait: int, pod: s
         raise NotFound("no ssh client is installed", remedy="apt install openssh-client")
     before, at, name = pod.rpartition("@")
     client = app.connect()
-    inventory = Inventory.fetch(client)
-    found = inventory.find_pod(name)
+    found = Inventory.fetch(client).find_pod(name)
     request = cri_pb2.PodSandboxStatusRequest(pod_sandbox_id=found.id)
     address = client.call(client.runtime.PodSandboxStatus, request).status.network.ip
     if not address:
         raise FailedPrecondition(
             f"pod {describe(found)} has no address", remedy="it has stopped, or is on the host's network"
         )
-    known_hosts = _known_hosts(app.paths.run / "ssh", found.id, (one.id for one in inventory.pods))
+    # The directory is root's alone, and goes with the pod.
+    known_hosts = app.paths.sandbox(found.id) / "known_hosts"
     if wait:
         _wait_for(address, port, wait)
     argv = [
@@ -90,20 +89,6 @@ def _options(known_hosts: Path, pod_id: str, identity: Path | None) -> list[str]
 def _quoted(value: str) -> str:
     """Return a value as ssh_config(5) takes it: several words are several values, and % begins a token."""
     return '"' + value.replace("%", "%%") + '"' if any(char in value for char in ' \t%"') else value
-
-
-def _known_hosts(directory: Path, pod_id: str, pods: Iterable[str]) -> Path:
-    """Return the pod's file of host keys; those of pods that are no more go."""
-    try:
-        directory.mkdir(mode=0o700, exist_ok=True)
-        kept = {one[:13] for one in pods}
-        for path in directory.iterdir():
-            # ssh writes NAME.XXXX and renames it; a name of another form is nobody's.
-            if path.name.partition(".")[0] not in kept:
-                path.unlink(missing_ok=True)
-    except PermissionError:
-        raise PermissionDenied(f"{directory}: permission denied", remedy="run as root") from None
-    return directory / pod_id[:13]
 
 
 def _wait_for(address: str, port: int, seconds: int) -> None:
