@@ -2,11 +2,12 @@
 # shellcheck shell=bash disable=SC2034,SC2154
 
 # What a machine's firmware looks for, in one table.
-# Sets EFI_NAME, EFI_STUB (systemd's, which starts a kernel with its initial file system) and BIOS (empty: there is none).
+# Sets EFI_NAME, EFI_STUB (systemd's, which starts a kernel with its initial file system), GRUB_EFI (GRUB's name of the
+# platform) and BIOS (empty: there is none).
 boot_files() {
     case $1 in
-    x86_64) EFI_NAME=BOOTX64.EFI EFI_STUB=/usr/lib/systemd/boot/efi/linuxx64.efi.stub BIOS=yes ;;
-    aarch64) EFI_NAME=BOOTAA64.EFI EFI_STUB=/usr/lib/systemd/boot/efi/linuxaa64.efi.stub BIOS='' ;;
+    x86_64) EFI_NAME=BOOTX64.EFI EFI_STUB=/usr/lib/systemd/boot/efi/linuxx64.efi.stub GRUB_EFI=x86_64-efi BIOS=yes ;;
+    aarch64) EFI_NAME=BOOTAA64.EFI EFI_STUB=/usr/lib/systemd/boot/efi/linuxaa64.efi.stub GRUB_EFI=arm64-efi BIOS='' ;;
     *) die "no boot files for the architecture $1 (known: x86_64, aarch64)" ;;
     esac
 }
@@ -79,4 +80,57 @@ TABLE
         dd if=/usr/lib/syslinux/mbr/gptmbr.bin of="$files" bs=440 count=1 conv=notrunc status=none
     fi
     rm -f "$boot" "$work/root.img"
+}
+
+# grub_disk WORK ROOTFS LABEL ROOT-MIB: writes WORK/disk.raw, laid out as Debian's cloud images are: GPT with the root (ext4)
+# as the first partition and last on the disk, where it can grow, before it GRUB for BIOS and for UEFI. Nothing is mounted.
+# Both read /boot/grub/grub.cfg of the root.
+grub_disk() {
+    local work=$1 rootfs=$2 label=$3 root_mib=$4 esp_mib=16 disk=$1/disk.raw esp=$1/esp.img
+    local modules=(part_gpt ext2 search search_label linux configfile normal echo test)
+    # shellcheck disable=SC2016 # the variables are those of GRUB
+    printf 'search --no-floppy --label %s --set=root\nset prefix=($root)/boot/grub\nconfigfile $prefix/grub.cfg\n' "$label" >"$work/grub-early.cfg"
+    grub-mkimage -O "$GRUB_EFI" -p /boot/grub -c "$work/grub-early.cfg" -o "$work/$EFI_NAME" "${modules[@]}" fat
+    truncate -s "${esp_mib}M" "$esp"
+    mkfs.fat -n ESP "$esp" >/dev/null
+    mmd -i "$esp" ::/EFI ::/EFI/BOOT
+    mcopy -i "$esp" "$work/$EFI_NAME" "::/EFI/BOOT/$EFI_NAME"
+    truncate -s "${root_mib}M" "$work/root.img"
+    mkfs.ext4 -q -F -L "$label" -d "$rootfs" "$work/root.img"
+    truncate -s "$((esp_mib + root_mib + 2))M" "$disk"
+    sfdisk --quiet "$disk" <<TABLE
+label: gpt
+first-lba: 34
+${disk}15: start=2048, size=${esp_mib}MiB, type=uefi, name=esp
+${disk}1: start=$(((1 + esp_mib) * 2048)), type=linux, name=root
+$([ -z "$BIOS" ] || echo "${disk}14: start=34, size=2014, type=21686148-6449-6E6F-744E-656564454649, name=bios")
+TABLE
+    dd if="$esp" of="$disk" bs=1M seek=1 conv=notrunc,sparse status=none
+    dd if="$work/root.img" of="$disk" bs=1M seek=$((1 + esp_mib)) conv=notrunc,sparse status=none
+    if [ -n "$BIOS" ]; then
+        grub-mkimage -O i386-pc -p /boot/grub -c "$work/grub-early.cfg" -o "$work/core.img" "${modules[@]}" biosdisk linux16
+        grub_bios "$disk" "$work/core.img" 34
+    fi
+    rm -f "$esp" "$work/root.img"
+}
+
+# grub_bios DISK CORE SECTOR: puts GRUB's boot record and core image on a disk, as grub-bios-setup does on one that it can
+# find mounted: the record has the core's first sector at 0x5c, and that sector has at 0x1f4 where the others begin
+# (GRUB's boot.h, diskboot.S).
+grub_bios() {
+    local disk=$1 core=$2 sector=$3
+    [ "$(stat -c %s "$core")" -le $((2014 * 512)) ] || die "GRUB is larger than its partition"
+    dd if=/usr/lib/grub/i386-pc/boot.img of="$disk" bs=440 count=1 conv=notrunc status=none
+    dd if="$core" of="$disk" bs=512 seek="$sector" conv=notrunc status=none
+    little_endian "$sector" | dd of="$disk" bs=1 seek=$((0x5c)) conv=notrunc status=none
+    little_endian $((sector + 1)) | dd of="$disk" bs=1 seek=$((sector * 512 + 0x1f4)) conv=notrunc status=none
+}
+
+# little_endian NUMBER: its eight bytes.
+little_endian() {
+    local number=$1 byte
+    for byte in 0 1 2 3 4 5 6 7; do
+        # shellcheck disable=SC2059
+        printf "\\x$(printf %02x $((number >> (8 * byte) & 255)))"
+    done
 }
