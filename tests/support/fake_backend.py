@@ -94,6 +94,10 @@ class FakeSandbox:
         """Milliseconds of each step."""
         return self._phases
 
+    def facts(self) -> dict[str, str | int | bool]:
+        """Return nothing."""
+        return {}
+
     def layer_name(self, serial: str) -> str:
         """Return the serial: the guest finds disks by it."""
         return serial

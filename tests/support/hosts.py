@@ -15,11 +15,11 @@ from pathlib import Path
 from tests.support import leaks
 from vmruntime.config.settings import GuestSettings, HypervisorSettings, Settings
 from vmruntime.hypervisor.devices import host_architecture
-from vmruntime.hypervisor.interface import Accelerator, Hypervisor, VsockTransport
+from vmruntime.hypervisor.interface import Accelerator, Hypervisor
 from vmruntime.hypervisor.libvirt.driver import LibvirtHypervisor, open_libvirt
 from vmruntime.hypervisor.libvirt.place import embedded_uri
 from vmruntime.hypervisor.qemu.driver import QemuHypervisor, find_qemu
-from vmruntime.hypervisor.vsock import choose_transport, find_program
+from vmruntime.hypervisor.vsock import choose_transport, find_vsock
 from vmruntime.model.sandbox import Sandbox, SandboxMetadata, SandboxSpec, SandboxState
 from vmruntime.paths import Paths
 from vmruntime.sandboxes.cgroup import HostCgroups
@@ -104,7 +104,7 @@ def qemu_hypervisor() -> QemuHypervisor:
         architecture=architecture,
         accelerator=Accelerator.TCG,
         transport=transport,
-        vsock_program=find_program("") if transport is VsockTransport.VHOST_USER else "",
+        vsock_program=find_vsock(transport, ""),
         user="vmruntime",
     )
 
@@ -135,7 +135,7 @@ async def libvirt_hypervisor(base: Path, uri: str) -> AsyncIterator[LibvirtHyper
         architecture=architecture,
         accelerator=Accelerator.TCG,
         transport=transport,
-        vsock_program=find_program("") if transport is VsockTransport.VHOST_USER else "",
+        vsock_program=find_vsock(transport, ""),
         user="vmruntime",
     )
     try:

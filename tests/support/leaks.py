@@ -24,7 +24,12 @@ from pathlib import Path
 SETTLE_SECONDS = 10.0
 """What is on its way out has this long: a killed process to be reaped, a closed connection to be noticed."""
 
-KEPT = re.compile(r"root/(vmruntime\.db(-wal|-shm)?|layers/[0-9a-f]{64}\.erofs)|run/(daemon\.lock|vmruntime\.sock)")
+KEPT = re.compile(
+    r"root/(vmruntime\.db(-wal|-shm)?|layers/[0-9a-f]{64}\.erofs|disks/[0-9a-f]{64}\.(qcow2|raw|vmdk))"
+    r"|run/(daemon\.lock|vmruntime\.sock)"
+    # What libvirt's driver inside the daemon has of its own; a machine's name has digits.
+    r"|run/libvirt/(uri|cache(/.*)?|etc|etc/qemu\.conf|run/qemu/driver\.pid|[a-z/]+)"
+)
 """Files that belong to the daemon itself or to its images, relative to the base directory."""
 
 _ID = re.compile(r"\b[0-9a-f]{64}\b")

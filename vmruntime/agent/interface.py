@@ -9,7 +9,8 @@ from typing import Protocol
 
 import msgspec
 
-from vmruntime.model.container import ContainerUser
+from vmruntime.model.container import ContainerSpec, ContainerUser
+from vmruntime.model.image import DiskImage
 from vmruntime.model.output import OutputRecord
 from vmruntime.model.sandbox import Dns, NetworkInterface, NetworkRoute, UserNamespace
 from vmruntime.model.stats import GuestUsage
@@ -95,6 +96,20 @@ class GuestDevice(msgspec.Struct, frozen=True, kw_only=True):
     users: bool = False
 
 
+class GuestMachine(msgspec.Struct, frozen=True, kw_only=True):
+    """What the container of an image pod is: a VM image and how its guest is set up.
+
+    Attributes:
+        image_id: "sha256:…".
+        disk_path: The image's file.
+    """
+
+    spec: ContainerSpec
+    image_id: str
+    disk: DiskImage
+    disk_path: str
+
+
 class GuestContainer(msgspec.Struct, frozen=True, kw_only=True):
     """A container to create.
 
@@ -106,16 +121,17 @@ class GuestContainer(msgspec.Struct, frozen=True, kw_only=True):
         share_tag: Tag of the pod's share, when a mount of the spec has a source "share:…".
         memory_volumes: Those that sources "memory:KEY" name.
         image_volumes: Layer serials of each image volume, lowest first; sources name them "image:INDEX".
+        machine: Of an image pod, whose agent takes nothing else but id and devices; None: of any other.
     """
 
     id: str
-    oci_spec: bytes
-    layer_serials: list[str]
-    readonly_rootfs: bool
-    user: str
-    groups: list[int]
-    image_groups: bool
-    pid_mode: PidMode
+    oci_spec: bytes = b""
+    layer_serials: list[str] = []
+    readonly_rootfs: bool = False
+    user: str = ""
+    groups: list[int] = []
+    image_groups: bool = False
+    pid_mode: PidMode = PidMode.POD
     pid_target: str = ""
     tty: bool = False
     stdin: bool = False
@@ -125,6 +141,7 @@ class GuestContainer(msgspec.Struct, frozen=True, kw_only=True):
     image_volumes: list[list[str]] = []
     devices: list[GuestDevice] = []
     all_devices: bool = False
+    machine: GuestMachine | None = None
 
 
 class GuestPhase(enum.Enum):
@@ -136,7 +153,11 @@ class GuestPhase(enum.Enum):
 
 
 class GuestContainerState(msgspec.Struct, frozen=True, kw_only=True):
-    """One container in the guest. Times are nanoseconds since the epoch by the guest's clock."""
+    """One container in the guest. Times are nanoseconds since the epoch by the guest's clock.
+
+    Attributes:
+        message: How it ended, in a sentence, where the exit code does not say enough.
+    """
 
     id: str
     phase: GuestPhase
@@ -145,6 +166,7 @@ class GuestContainerState(msgspec.Struct, frozen=True, kw_only=True):
     exited_at: int
     exit_code: int
     oom_killed: bool
+    message: str = ""
 
 
 class ExecOutput(msgspec.Struct, frozen=True, kw_only=True):

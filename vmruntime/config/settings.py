@@ -40,6 +40,7 @@ class GuestSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     Attributes:
         directory: Where vmlinuz and initramfs.img are; empty: ROOT/guest.
         default_vcpus, default_memory_mib: For pods without limits.
+        image_memory_mib: For image pods without limits.
         scratch_gib: Size limit of a pod's writable layers; the file is sparse.
         kernel_args: Added to the guest's kernel command line.
     """
@@ -48,6 +49,7 @@ class GuestSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     default_vcpus: Annotated[int, Meta(ge=1, le=255)] = 1
     default_memory_mib: Annotated[int, Meta(ge=64)] = 512
     overhead_memory_mib: Annotated[int, Meta(ge=0)] = 96
+    image_memory_mib: Annotated[int, Meta(ge=64)] = 1024
     scratch_gib: Positive = 10
     kernel_args: str = ""
 

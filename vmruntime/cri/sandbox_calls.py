@@ -65,7 +65,7 @@ class SandboxCalls(RuntimeServiceServicer):
         containers.sort(key=lambda container: (container.created_at, container.id))
         return cri.PodSandboxStatusResponse(
             status=sandbox_status(sandbox),
-            info=sandbox_info(sandbox, network) if request.verbose else None,
+            info=sandbox_info(sandbox, network, self._pods.facts(sandbox.id)) if request.verbose else None,
             containers_statuses=[container_status(container) for container in containers],
             timestamp=now,
         )

@@ -22,8 +22,8 @@ async def check_passage(directory: Path, user: str) -> None:
     for above in (*reversed(directory.parents), directory):
         if not await _may_pass(above, user):
             raise FailedPrecondition(
-                f"hypervisor.user: {user} cannot pass through {above}, and QEMU's sockets are below it in {directory}",
-                remedy=f"chmod o+x {above}, or set run to another directory",
+                f"hypervisor.user: {user} cannot pass through {above}, and what QEMU needs is below it in {directory}",
+                remedy=f"chmod o+x {above}, or set run and root to other directories",
             )
 
 

@@ -15,6 +15,7 @@ import structlog
 from vmruntime.clock import SystemClock
 from vmruntime.config.settings import Settings
 from vmruntime.cri.server import CriServer
+from vmruntime.daemon import image_pods
 from vmruntime.daemon.access import check_passage
 from vmruntime.daemon.cdi import load_cdi_specs
 from vmruntime.daemon.conditions import DaemonConditions
@@ -30,9 +31,9 @@ from vmruntime.daemon.readiness import notify
 from vmruntime.daemon.tracing import tracing_to
 from vmruntime.errors import FailedPrecondition
 from vmruntime.hypervisor.devices import host_architecture
-from vmruntime.hypervisor.interface import Accelerator, VsockTransport
+from vmruntime.hypervisor.interface import Accelerator
 from vmruntime.hypervisor.qemu.driver import QemuHypervisor, find_qemu
-from vmruntime.hypervisor.vsock import choose_transport, find_program
+from vmruntime.hypervisor.vsock import choose_transport, find_vsock
 from vmruntime.ids import new_id
 from vmruntime.images.service import ImageService
 from vmruntime.metrics.loop import measure_lag
@@ -125,6 +126,17 @@ async def _start(settings: Settings, paths: Paths, parts: Parts, stack: contextl
     hypervisor = parts.hypervisor or await _hypervisor(settings, paths, owned, Facts(database))
     backend = ContainerVmBackend(hypervisor, owned, paths, settings, _host_memory_mib())
     backends: dict[SandboxKind, SandboxBackend] = {SandboxKind.CONTAINER: backend}
+    image_host = image_pods.Host(
+        settings=settings,
+        paths=paths,
+        owned=owned,
+        network=network,
+        clock=clock,
+        qemu=hypervisor,
+        memory_mib=_host_memory_mib(),
+    )
+    if (image := await image_pods.image_backend(image_host, stack)) is not None:
+        backends[SandboxKind.IMAGE] = image
     if (host := _host_backend(settings, paths, owned)) is not None:
         backends[SandboxKind.HOST] = host
     await asyncio.to_thread(warn_of_bad_hooks, settings.hooks_dirs)
@@ -143,6 +155,8 @@ async def _start(settings: Settings, paths: Paths, parts: Parts, stack: contextl
     )
     stack.push_async_callback(_let_go, context)
     await recover(context)
+    if image is not None:
+        await image.sweep({sandbox.id for sandbox in registry.sandboxes(hidden=True)})
     if settings.images.prune_after_days:
         context.scope.start(prune_old(images, settings.images.prune_after_days), "unused images")
     stack.enter_context(serve_metrics(settings.metrics, registry, images, hypervisor))
@@ -192,8 +206,9 @@ async def _hypervisor(settings: Settings, paths: Paths, owned: OwnedResources, f
     architecture = host_architecture()
     qemu = find_qemu(wanted.qemu, architecture)
     transport = choose_transport(wanted.vsock, wanted.vhost_device_vsock)
-    program = find_program(wanted.vhost_device_vsock) if transport is VsockTransport.VHOST_USER else ""
-    await check_passage(paths.sandboxes, wanted.user)  # refuse to start rather than fail at the first pod
+    program = find_vsock(transport, wanted.vhost_device_vsock)
+    for directory in (paths.sandboxes, paths.disks, paths.pods):  # refuse to start rather than fail at the first pod
+        await check_passage(directory, wanted.user)
 
     def driver(accelerator: Accelerator) -> QemuHypervisor:
         return QemuHypervisor(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -271,6 +271,12 @@ class Hypervisor(Protocol):
 
         Raises:
             VmGone: It does not run any more.
+        """
+
+    async def sweep(self, keep: Iterable[str]) -> list[str]:
+        """End the machines started by firmware whose sandbox is none of these, and return whose they were.
+
+        A daemon that died between a machine's start and its record has left one that nothing else leads to.
         """
 
     async def forget(self, uuid: str) -> None:

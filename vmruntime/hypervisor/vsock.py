@@ -79,6 +79,11 @@ def find_program(configured: str) -> str:
     return found
 
 
+def find_vsock(transport: VsockTransport, configured: str) -> str:
+    """Return the path of vhost-device-vsock where guests are reached by it, else nothing; see find_program()."""
+    return find_program(configured) if transport is VsockTransport.VHOST_USER else ""
+
+
 def helper_directory(directory: Path) -> Path:
     """Return the one directory of a VM that its unprivileged helpers may write."""
     return directory / "helpers"

@@ -46,7 +46,15 @@ class _Trailer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     state: Literal["writing", "done"]
 
 
-async def prepare(device: Path, disk_path: Path, disk: DiskImage, image_digest: str, *, account: str = "") -> int:
+async def prepare(
+    device: Path,
+    disk_path: Path,
+    disk: DiskImage,
+    image_digest: str,
+    *,
+    account: str = "",
+    node: Path | None = None,
+) -> int:
     """Write an image onto a blank volume, or find that this was done.
 
     The volume is claimed meanwhile: what is mounted, or part of a RAID or volume group, is refused.
@@ -59,6 +67,8 @@ async def prepare(device: Path, disk_path: Path, disk: DiskImage, image_digest: 
         account: Who qemu-img runs as, when we are root; the device has to be writable by it and the disk readable. Empty: as
             we are.
 
+        node: Another node of the device, which the account may open; None: `device` itself.
+
     Returns:
         The bytes that the guest is to see, from the volume's beginning.
 
@@ -67,7 +77,7 @@ async def prepare(device: Path, disk_path: Path, disk: DiskImage, image_digest: 
         FailedPrecondition: It holds another image, or something else; it is not touched.
         ResourceExhausted: A file's file system is full.
     """
-    descriptor = await in_thread(lambda: _open(device))
+    descriptor = await in_thread(lambda: _open(device, node or device))
     try:
         size, trailer = await in_thread(lambda: _inspect(descriptor, device))
         if trailer is not None and trailer.image != image_digest:
@@ -98,15 +108,15 @@ async def prepare(device: Path, disk_path: Path, disk: DiskImage, image_digest: 
     return size
 
 
-def _open(device: Path) -> int:
+def _open(device: Path, node: Path) -> int:
     try:
-        kind = stat.S_IFMT(device.stat().st_mode)
+        kind = stat.S_IFMT(node.stat().st_mode)
         if kind not in (stat.S_IFBLK, stat.S_IFREG):
             raise InvalidArgument.field("the volume", str(device), "is neither a block device nor a file")
         # Of a block device O_EXCL is the kernel's claim, which mounts have as well (open(2)). qemu-img inherits it, so
         # that even one that was left behind keeps others away.
         exclusive = os.O_EXCL if kind == stat.S_IFBLK else 0
-        return os.open(device, os.O_RDWR | os.O_CLOEXEC | exclusive)
+        return os.open(node, os.O_RDWR | os.O_CLOEXEC | exclusive)
     except OSError as error:
         raise _error(device, error) from error
 

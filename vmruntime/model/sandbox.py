@@ -6,6 +6,7 @@ import enum
 
 import msgspec
 
+from vmruntime.model.image_pod import ImagePod
 from vmruntime.model.resources import LinuxResources
 
 
@@ -126,6 +127,7 @@ class SandboxSpec(msgspec.Struct, frozen=True, kw_only=True):
         sysctls: Pod-level sysctls, dotted names.
         overhead: RuntimeClass overhead, for the size of the VM.
         resources: Sum of the containers' resources, for the size of the VM.
+        image_pod: What the annotations of an image pod ask for; None: another kind of pod.
     """
 
     metadata: SandboxMetadata
@@ -144,6 +146,7 @@ class SandboxSpec(msgspec.Struct, frozen=True, kw_only=True):
     privileged: bool = False
     overhead: LinuxResources | None = None
     resources: LinuxResources | None = None
+    image_pod: ImagePod | None = None
 
 
 class Neighbour(msgspec.Struct, frozen=True, kw_only=True):

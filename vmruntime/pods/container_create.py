@@ -21,6 +21,7 @@ from vmruntime.pods.container_hooks import add_hooks, told_hook
 from vmruntime.pods.container_remove import delete_in_guest
 from vmruntime.pods.container_volumes import ContainerVolumes, attach_volumes, tell_agent, volume_images
 from vmruntime.pods.context import Context, Live
+from vmruntime.pods.image_container import machine_container
 from vmruntime.pods.log_pump import LogPump
 from vmruntime.pods.monitor import now_or_later
 from vmruntime.pods.oci.capabilities import ALL, of_this_process
@@ -118,13 +119,10 @@ async def _create_in_guest(
     context: Context, live: Live, container: Container, image: Image, mounted: list[Image]
 ) -> None:
     await grow(context, container.sandbox_id, {container.id: container.spec.resources})
-    layers = [layer for one in (image, *mounted) for layer in one.layers]
-    disks = [LayerDisk(path=context.images.layer_path(layer), serial=layer.serial) for layer in layers]
-    with tracing.span("container.layers", {"vmruntime.layers": len(disks)}):
-        await live.running.attach_layers(disks)
-    with tracing.span("container.volumes"):
-        volumes = await attach_volumes(context, live, container, mounted)
-    request = await guest_container(context, live.running, container, image, volumes)
+    if context.registry.sandbox(container.sandbox_id).spec.kind is SandboxKind.IMAGE:
+        request = await machine_container(context, live, container, image)
+    else:
+        request = await _prepared(context, live, container, image, mounted)
     pump = LogPump(live.running.agent, container.id, container.spec.log_path, context.log_position(container.id))
     await pump.open()
     pid, user, message = 0, None, ""
@@ -144,6 +142,19 @@ async def _create_in_guest(
         if container.id not in live.pumps:
             await pump.close()
     await _created(context, container, pid, user, message)
+
+
+async def _prepared(
+    context: Context, live: Live, container: Container, image: Image, mounted: list[Image]
+) -> GuestContainer:
+    """Make layers, volumes and devices visible in the guest, and return what the agent needs besides."""
+    layers = [layer for one in (image, *mounted) for layer in one.layers]
+    disks = [LayerDisk(path=context.images.layer_path(layer), serial=layer.serial) for layer in layers]
+    with tracing.span("container.layers", {"vmruntime.layers": len(disks)}):
+        await live.running.attach_layers(disks)
+    with tracing.span("container.volumes"):
+        volumes = await attach_volumes(context, live, container, mounted)
+    return await guest_container(context, live.running, container, image, volumes)
 
 
 async def _created(context: Context, container: Container, pid: int, user: ContainerUser | None, message: str) -> None:

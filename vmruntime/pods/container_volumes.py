@@ -52,12 +52,17 @@ async def attach_volumes(context: Context, live: Live, container: Container, ima
     """Make a container's volumes and devices visible in its sandbox."""
     spec = container.edited
     published = await live.running.publish_volumes(container.id, spec.mounts)
+    devices = await attach_devices(context, live, container)
+    return ContainerVolumes(binds=_binds(spec, published), published=published, images=images, devices=devices)
+
+
+async def attach_devices(context: Context, live: Live, container: Container) -> list[GuestDevice]:
+    """Make a container's devices usable in its sandbox, and write down which disks they are."""
 
     async def record(serials: list[str]) -> None:
         await context.registry.change_container(container.id, disk_serials=serials)
 
-    devices = await live.running.attach_devices(spec.devices, record)
-    return ContainerVolumes(binds=_binds(spec, published), published=published, images=images, devices=devices)
+    return await live.running.attach_devices(container.edited.devices, record)
 
 
 async def detach_volumes(context: Context, live: Live, container: Container, *, again: bool) -> None:

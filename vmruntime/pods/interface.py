@@ -81,6 +81,9 @@ class Pods(Protocol):
     def sandboxes(self) -> list[Sandbox]:
         """Return all sandboxes that CRI shows."""
 
+    def facts(self, sandbox_id: str) -> dict[str, str | int | bool]:
+        """Return what people may want to know of a running sandbox; one that does not run: nothing."""
+
     async def check_network(self, sandbox_id: str) -> str:
         """Return in words how a sandbox's network is, by CNI's CHECK."""
 

@@ -103,6 +103,7 @@ async def record_exit(context: Context, container: Container, state: GuestContai
         state=ContainerState.EXITED,
         exit_code=state.exit_code,
         reason=exit_reason(state.exit_code, oom_killed=state.oom_killed),
+        message=state.message,
         started_at=started,
         # The guest's clock is the guest's: an end before the start or in the future is not believed.
         finished_at=min(max(state.exited_at, started), now),

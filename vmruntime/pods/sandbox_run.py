@@ -118,9 +118,9 @@ def _check_user_namespace(sandbox: Sandbox, running: RunningSandbox) -> None:
 async def _network_beside_vm(context: Context, sandbox: Sandbox) -> tuple[PodNetwork, list[Tap], RunningSandbox]:
     """Run CNI while the VM boots; when one fails the other is cancelled and both clean up after themselves.
 
-    A host pod's agent is started in the pod's network namespace, so that comes first.
+    A host pod's agent is started in the pod's network namespace, so that comes first; an image pod has no VM yet.
     """
-    if sandbox.spec.kind is SandboxKind.HOST:
+    if sandbox.spec.kind is not SandboxKind.CONTAINER:
         return await _network_then_agent(context, sandbox)
     taps: list[Tap] = []
 

@@ -54,6 +54,11 @@ class PodService:
         """Return the sandboxes CRI shows."""
         return self._context.registry.sandboxes()
 
+    def facts(self, sandbox_id: str) -> dict[str, str | int | bool]:
+        """Return what a running sandbox says of itself."""
+        live = self._context.live.get(sandbox_id)
+        return live.running.facts() if live is not None else {}
+
     async def check_network(self, sandbox_id: str) -> str:
         """Look at a sandbox's network; see pods/network_care.py."""
         return await check_network(self._context, sandbox_id)

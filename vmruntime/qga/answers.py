@@ -19,6 +19,7 @@ OUTPUT_LIMIT = 16 * 1024 * 1024
 Name = Annotated[str, Meta(max_length=4096)]
 Count = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 _MOST = 4096
+_MOST_BLOCKS = 65536
 _SIGNALS = 64
 
 
@@ -84,6 +85,16 @@ class _Interface(msgspec.Struct, rename="kebab"):
     statistics: Traffic | None = None
 
 
+class _Vcpu(msgspec.Struct, rename="kebab"):
+    logical_id: Count
+    online: bool
+
+
+class _MemoryBlock(msgspec.Struct, rename="kebab"):
+    phys_index: Count
+    online: bool
+
+
 class GuestFilesystem(msgspec.Struct, frozen=True, rename="kebab"):
     """A mounted file system; sizes are None where the agent does not tell them (before 3.0, and of some kinds)."""
 
@@ -129,6 +140,18 @@ def info(value: Any) -> GuestInfo:
         version=shown(found.version),
         commands=frozenset(command.name for command in found.supported_commands if command.enabled),
     )
+
+
+def offline_vcpus(value: Any) -> list[int]:
+    """Read the answer to guest-get-vcpus; return the processors that are not used."""
+    found = _convert("guest-get-vcpus", value, Annotated[list[_Vcpu], Meta(max_length=_MOST)])
+    return [one.logical_id for one in found if not one.online]
+
+
+def offline_blocks(value: Any) -> list[int]:
+    """Read the answer to guest-get-memory-blocks; return those that are not used."""
+    found = _convert("guest-get-memory-blocks", value, Annotated[list[_MemoryBlock], Meta(max_length=_MOST_BLOCKS)])
+    return [one.phys_index for one in found if not one.online]
 
 
 def interfaces(value: Any) -> list[GuestInterface]:

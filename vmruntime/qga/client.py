@@ -107,6 +107,24 @@ class GuestAgent:
         """
         await self._channel.tell("guest-shutdown", {"mode": mode}, timeout=TIMEOUT, grace=SHUTDOWN_GRACE)
 
+    async def bring_online(self) -> None:
+        """Have the guest use the processors and memory that it has and does not use.
+
+        Raises:
+            QgaError: The agent refuses, does not answer, or lies.
+        """
+        known = (await self.info()).commands
+        if {"guest-get-vcpus", "guest-set-vcpus"} <= known:
+            offline = answers.offline_vcpus(await self._channel.call("guest-get-vcpus", timeout=TIMEOUT))
+            if offline:
+                vcpus = [{"logical-id": one, "online": True} for one in offline]
+                await self._channel.call("guest-set-vcpus", {"vcpus": vcpus}, timeout=TIMEOUT)
+        if {"guest-get-memory-blocks", "guest-set-memory-blocks"} <= known:
+            missing = answers.offline_blocks(await self._channel.call("guest-get-memory-blocks", timeout=TIMEOUT))
+            if missing:
+                blocks = [{"phys-index": one, "online": True} for one in missing]
+                await self._channel.call("guest-set-memory-blocks", {"mem-blks": blocks}, timeout=TIMEOUT)
+
     async def run(
         self,
         argv: Sequence[str],

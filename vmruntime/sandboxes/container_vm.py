@@ -24,7 +24,6 @@ from vmruntime.hypervisor.interface import (
     Hypervisor,
     KernelBoot,
     Nic,
-    Recorder,
     VirtualMachine,
     VmHandle,
     VmSpec,
@@ -36,10 +35,10 @@ from vmruntime.model.sandbox import NetworkInterface, Sandbox
 from vmruntime.model.stats import HostUsage
 from vmruntime.paths import Paths
 from vmruntime.sandboxes import scratch
-from vmruntime.sandboxes.cgroup import cgroup_path
 from vmruntime.sandboxes.interface import LayerDisk, Published, RecordSerials, guest_device
 from vmruntime.sandboxes.ledger import OwnedResources, process_identity
-from vmruntime.sandboxes.size import HOST_OVERHEAD_MIB, MIB, size_for
+from vmruntime.sandboxes.placement import choose_cgroup, recorder
+from vmruntime.sandboxes.size import size_for
 from vmruntime.sandboxes.vm_devices import as_attached, block_disk
 from vmruntime.sandboxes.vm_volumes import SHARE_ROLE, VmVolumes
 
@@ -94,6 +93,10 @@ class ContainerVm:
     def phases(self) -> dict[str, float]:
         """Milliseconds: vsock and QEMU until the monitor answers, then until the agent answers."""
         return self._phases
+
+    def facts(self) -> dict[str, str | int | bool]:
+        """Return nothing: the sandbox's record has it all."""
+        return {}
 
     def layer_name(self, serial: str) -> str:
         """Return a layer's serial, by which the guest finds its disk."""
@@ -238,7 +241,7 @@ class ContainerVmBackend:
                 raise FailedPrecondition(f"there is no guest to boot: {file} is missing", remedy="make guest")
         size = self.size(sandbox)
         directory, disks = self._paths.sandbox(sandbox.id), self._paths.pod_disks(sandbox.id)
-        cgroup = await self._choose_cgroup(sandbox, size)
+        cgroup = await choose_cgroup(self._owned, sandbox, size, self._settings.cgroup_parent)
         await self._owned.cgroup(sandbox.id, cgroup)
         await self._owned.directory(sandbox.id, directory, 0o711, until_removed=True)
         await self._owned.directory(sandbox.id, disks)
@@ -259,7 +262,7 @@ class ContainerVmBackend:
             spec = await self._prepare(sandbox)
         prepared = time.monotonic()
         with tracing.span("vm.qemu"):
-            vm = await self._hypervisor.start(spec, self._recorder(sandbox))
+            vm = await self._hypervisor.start(spec, recorder(self._owned, sandbox.id))
         started = time.monotonic()
         phases = {"prepare": (prepared - began) * 1000, "qemu": (started - prepared) * 1000}
 
@@ -303,42 +306,9 @@ class ContainerVmBackend:
         volumes = self._volumes(vm, sandbox)
         return ContainerVm(vm, relay, agent, hello, volumes=volumes, phases=phases, attached=attached)
 
-    async def _choose_cgroup(self, sandbox: Sandbox, size: VmSize) -> str:
-        """Return where the VM goes: under kubelet's parent, unless its memory limit would get the VM killed.
-
-        kubelet's limit is the containers' plus the RuntimeClass's overhead; without one there is no room for the guest's
-        kernel and QEMU.
-        """
-        parent = sandbox.spec.cgroup_parent
-        own = cgroup_path(self._settings.cgroup_parent, sandbox.id)
-        if not parent:
-            return own
-        wanted = cgroup_path(parent, sandbox.id)
-        limit = await self._owned.cgroups.memory_limit(wanted)
-        needed = (size.memory_mib + HOST_OVERHEAD_MIB) * MIB
-        if limit is None or limit >= needed:
-            return wanted
-        log.warning(
-            "the pod's cgroup is too small for its VM, which runs outside of it",
-            sandbox=sandbox.id,
-            limit_mib=limit // MIB,
-            needed_mib=needed // MIB,
-            remedy="a RuntimeClass with overhead.podFixed",
-        )
-        return own
-
-    def _recorder(self, sandbox: Sandbox) -> Recorder:
-        """Return what writes down a process of the VM and puts it into the pod's cgroup before it runs."""
-
-        async def record(role: str, identity: ProcessIdentity) -> None:
-            await self._owned.process(sandbox.id, role, identity)
-            await self._owned.cgroups.add(await self._owned.cgroup_of(sandbox.id), identity.pid)
-
-        return record
-
     def _volumes(self, vm: VirtualMachine, sandbox: Sandbox) -> VmVolumes:
         root, program = self._paths.share(sandbox.id), self._settings.volumes.virtiofsd
-        return VmVolumes(sandbox, vm, self._owned, root, program, self._recorder(sandbox))
+        return VmVolumes(sandbox, vm, self._owned, root, program, recorder(self._owned, sandbox.id))
 
     async def _wait_for_agent(self, vm: VirtualMachine, answering: Awaitable[None], timeout: float) -> None:
         ended = asyncio.ensure_future(vm.wait())

@@ -87,6 +87,10 @@ class HostSandbox:
         """Milliseconds each step of the start took."""
         return self._phases
 
+    def facts(self) -> dict[str, str | int | bool]:
+        """Return nothing: the sandbox's record has it all."""
+        return {}
+
     def layer_name(self, serial: str) -> str:
         """Return where a layer is mounted."""
         return str(self._layers / serial)

@@ -90,6 +90,9 @@ class RunningSandbox(Protocol):
     def phases(self) -> dict[str, float]:
         """Milliseconds each step of the start took."""
 
+    def facts(self) -> dict[str, str | int | bool]:
+        """Return what people may want to know of it now, by name; nothing that a caller decides by."""
+
     def layer_name(self, serial: str) -> str:
         """Return how the agent is told of a layer that attach_layers() made visible."""
 

@@ -67,8 +67,15 @@ class OwnedResources:
         data = {"role": role, "start_time": str(identity.start_time)}
         await self.ledger.record(Resource(owner=owner, kind=ResourceKind.PROCESS, key=str(identity.pid), data=data))
 
-    async def release(self, owner: str, *, keep: frozenset[ResourceKind] = frozenset(), final: bool = True) -> None:
-        """Release everything an owner has, newest first, but for the kinds to keep.
+    async def release(
+        self,
+        owner: str,
+        *,
+        keep: frozenset[ResourceKind] = frozenset(),
+        final: bool = True,
+        only: Callable[[Resource], bool] = lambda _: True,
+    ) -> None:
+        """Release everything an owner has, newest first, but for the kinds to keep and what `only` says no to.
 
         Without `final`, what lasts until the owner is removed stays too.
 
@@ -79,7 +86,7 @@ class OwnedResources:
         """
         failures = []
         for resource in await self.ledger.owned_by(owner):
-            if resource.kind in keep or (not final and resource.data.get(UNTIL) == "removed"):
+            if resource.kind in keep or not only(resource) or (not final and resource.data.get(UNTIL) == "removed"):
                 continue
             try:
                 await self._releasers[resource.kind](resource)

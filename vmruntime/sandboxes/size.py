@@ -81,6 +81,28 @@ def size_for(
     )
 
 
+def image_size_for(
+    spec: SandboxSpec, containers: Sequence[LinuxResources], vcpus: int, settings: GuestSettings, host_memory_mib: int
+) -> VmSize:
+    """Return the VM of an image pod: the limits are its own, and what QEMU takes besides is the pod's overhead.
+
+    Args:
+        spec: See vm_size.
+        containers: See size_for.
+        vcpus: As an annotation asks for; 0: as many as the CPU limits say.
+        settings: Defaults for pods without limits.
+        host_memory_mib: See vm_size.
+
+    Raises:
+        InvalidArgument: The host could never hold it.
+    """
+    own = msgspec.structs.replace(settings, overhead_memory_mib=0, default_memory_mib=settings.image_memory_mib)
+    size = size_for(msgspec.structs.replace(spec, overhead=None), containers, own, host_memory_mib)
+    if not vcpus:
+        return size
+    return msgspec.structs.replace(size, vcpus=vcpus, max_vcpus=max(vcpus, size.max_vcpus))
+
+
 def _memory_mib(spec: SandboxSpec, settings: GuestSettings) -> int:
     limit = spec.resources.memory_limit if spec.resources else 0
     if limit <= 0:

@@ -17,11 +17,13 @@ class SeedFile(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         path: Absolute.
         mode: Permission bits.
+        covered: Written where a mount is to cover it: for a guest that cannot make that mount.
     """
 
     path: str
     content: bytes
     mode: int = 0o644
+    covered: bool = False
 
 
 class SeedMount(msgspec.Struct, frozen=True, kw_only=True):

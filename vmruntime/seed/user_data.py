@@ -147,7 +147,7 @@ def _entry(file: SeedFile, mounts: Sequence[SeedMount]) -> dict[str, Any]:
         "permissions": f"{file.mode & 0o7777:04o}",
     }
     # Written before mounts are made, it would be hidden by one.
-    if any(path.startswith(f"{mount.path}/") for mount in mounts):
+    if not file.covered and any(path.startswith(f"{mount.path}/") for mount in mounts):
         return {**entry, "defer": True}
     return entry
 

@@ -97,6 +97,9 @@ class FakePods:
     def sandboxes(self) -> list[Sandbox]:
         return list(reversed(self.by_id.values()))
 
+    def facts(self, sandbox_id: str) -> dict[str, str | int | bool]:
+        return {}
+
     async def check_network(self, sandbox_id: str) -> str:
         self._note("check_network", sandbox_id)
         return "as it was made"

@@ -24,6 +24,7 @@ from vmruntime.cri.translate.checks import (
     text,
     text_map,
 )
+from vmruntime.cri.translate.image_pod import image_pod_from_annotations
 from vmruntime.cri.translate.resources import resources_from_cri
 from vmruntime.cri.translate.security import namespaces_from_cri, namespaces_to_cri
 from vmruntime.cri.translate.userns import check_sandbox
@@ -178,6 +179,12 @@ def sandbox_from_cri(
             remedy="leave out hostUsers: false",
         )
     sysctls = _sysctls("config.linux.sysctls", linux)
+    if kind is SandboxKind.IMAGE and sysctls:
+        raise InvalidArgument(
+            f"config.linux.sysctls: {', '.join(sorted(sysctls))} cannot be set in a pod of kind image, which boots a kernel"
+            " of its own",
+            remedy="write them into the guest's /etc/sysctl.d by cloud-init (vmruntime.io/cloud-init-user-data)",
+        )
     if kind is SandboxKind.HOST:
         _check_host_sysctls("config.linux.sysctls", sysctls, namespaces)
     if security.HasField("run_as_group") and not security.HasField("run_as_user"):
@@ -206,6 +213,7 @@ def sandbox_from_cri(
         resources=(
             resources_from_cri("config.linux.resources", linux.resources) if linux.HasField("resources") else None
         ),
+        image_pod=image_pod_from_annotations(annotations) if kind is SandboxKind.IMAGE else None,
     )
 
 
@@ -252,7 +260,7 @@ def sandbox_status(sandbox: Sandbox) -> cri.PodSandboxStatus:
     )
 
 
-def sandbox_info(sandbox: Sandbox, network_check: str) -> dict[str, str]:
+def sandbox_info(sandbox: Sandbox, network_check: str, facts: Mapping[str, object]) -> dict[str, str]:
     """Return what `crictl inspectp` shows beside the status; the value is JSON, as CRI asks."""
     network = sandbox.network
     info = {
@@ -265,6 +273,7 @@ def sandbox_info(sandbox: Sandbox, network_check: str) -> dict[str, str]:
         "cgroup_parent": sandbox.spec.cgroup_parent,
         "netns": network.netns if network else "",
         "network_check": network_check,
+        "machine": dict(facts),
         "interfaces": [
             {"name": nic.name, "mac": nic.mac, "mtu": nic.mtu, "addresses": nic.addresses}
             for nic in (network.interfaces if network else [])

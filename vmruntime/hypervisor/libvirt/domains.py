@@ -11,6 +11,7 @@ import msgspec
 from vmruntime.hypervisor.errors import HypervisorError
 from vmruntime.hypervisor.libvirt.binding import libvirt
 from vmruntime.hypervisor.libvirt.domain import METADATA_NAMESPACE
+from vmruntime.hypervisor.libvirt.place import embedded_log, is_embedded
 
 _UNDEFINE = (
     libvirt.VIR_DOMAIN_UNDEFINE_KEEP_NVRAM  # the pod's file, as its disks are
@@ -100,10 +101,13 @@ def of_owner(connection: libvirt.virConnect, owner: str) -> dict[str, str]:
 
 
 def end(domain: libvirt.virDomain) -> None:
-    """End a domain and let libvirt forget it."""
+    """End a domain and let libvirt forget it; its log goes, too, but for one of libvirtd, whose logs are the host's to keep."""
+    uri, name = str(domain.connect().getURI()), str(domain.name())
     _destroy(domain)
     if _is_kept(domain):
         domain.undefineFlags(_UNDEFINE)
+    if is_embedded(uri):
+        embedded_log(uri, name).unlink(missing_ok=True)
 
 
 def _is_of(domain: libvirt.virDomain, owner: str) -> bool:

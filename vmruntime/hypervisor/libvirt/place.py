@@ -49,6 +49,11 @@ def is_embedded(uri: str) -> bool:
     return uri.startswith("qemu:///embed")
 
 
+def embedded_log(uri: str, name: str) -> Path:
+    """Return where the driver inside the process keeps what a domain's QEMU says."""
+    return Path(uri.partition("root=")[2]) / "log" / "qemu" / f"{name}.log"
+
+
 def prepare_embedded(uri: str, account: pwd.struct_passwd) -> None:
     """Write the configuration of the driver inside the process; its directory can be passed through by QEMU."""
     root = Path(uri.partition("root=")[2])

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 from vmruntime.aio.detached import DetachedProcess
@@ -106,6 +107,10 @@ class QemuHypervisor:
         if not all(helper.alive for helper in helpers):
             raise VmGone("a helper of the VM ended while no daemon was running")
         return await self._connect(handle, process, helpers)
+
+    async def sweep(self, keep: Iterable[str]) -> list[str]:
+        """Find nothing: a process is in the ledger before it becomes QEMU."""
+        return []
 
     async def forget(self, uuid: str) -> None:
         """Do nothing: a VM leaves nothing behind here but its process."""

@@ -1,1 +1,1 @@
-"""Pods that are one machine, booted from a disk image as it is: what stands in for a guest agent of ours."""
+"""Pods that are one machine, booted from a disk image as it is, and what stands in for a guest agent of ours."""
