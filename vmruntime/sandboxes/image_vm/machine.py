@@ -390,6 +390,8 @@ class ImageMachine:
         pressed = 0
         while True:
             try:
+                if not pressed:
+                    await vm.resume()  # a guest that somebody has paused sees no button
                 await vm.press_power_button()
             except VmruntimeError as error:
                 log.warning("power button not pressed", sandbox=self.sandbox.id, error=str(error))
