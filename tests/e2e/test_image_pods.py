@@ -34,8 +34,8 @@ def vms(base: Path) -> Iterator[Daemon]:
 
 @pytest.fixture(autouse=True)
 def clean(vms: Daemon) -> Iterator[None]:
-    pods = vms.pods()
-    with leaks.nothing_left(vms.footprint, lambda: vms.remove_all_but(pods), kept=pods):
+    pods, containers = vms.pods(), vms.containers()
+    with leaks.nothing_left(vms.footprint, lambda: vms.remove_all_but(pods, containers), kept=pods):
         yield
 
 
@@ -231,7 +231,7 @@ def test_an_end_while_no_daemon_runs_is_told_by_the_next(vms: Daemon) -> None:
     time.sleep(15)
     vms.start()
     ended = machine.wait_exit()
-    assert (ended.exit_code, ended.reason) == (0, "Completed")
+    assert (ended.exit_code, ended.reason) == (0, "Completed"), ended.message
     machine.wait_for_log("last words")
 
 

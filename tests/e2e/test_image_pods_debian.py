@@ -76,8 +76,8 @@ def machine(site: Daemon, key: tuple[Path, str], settings: Path) -> Machine:
 
 @pytest.fixture(autouse=True)
 def clean(site: Daemon) -> Iterator[None]:
-    pods = site.pods()
-    with leaks.nothing_left(site.footprint, lambda: site.remove_all_but(pods), kept=pods):
+    pods, containers = site.pods(), site.containers()
+    with leaks.nothing_left(site.footprint, lambda: site.remove_all_but(pods, containers), kept=pods):
         yield
 
 
