@@ -156,10 +156,7 @@ class LibvirtHypervisor:
         helpers = [DetachedProcess(identity) for identity in handle.helpers]
         state, serials = await self._look_up(uuid)
         if not DetachedProcess(handle.process).alive:
-            ending = await self._noticed_end(uuid) if handle.uuid else None
-            if ending is None or ending.end not in (VmEnd.POWEROFF, VmEnd.CRASH):
-                raise VmGone("QEMU ended while no daemon was running")
-            return EndedVm(handle, uuid, self._connection, helpers, ending)
+            return await self._ended(handle, uuid, helpers)
         if state is None:
             raise VmGone(f"libvirt ({self.uri}) does not know the VM")
         if not all(helper.alive for helper in helpers):
@@ -167,10 +164,25 @@ class LibvirtHypervisor:
         vm = LibvirtVm(handle, uuid, self._connection, helpers, serials)
         try:
             await vm.open()
+        except VmGone:
+            # libvirt, that is the driver inside this process as well, has only now found out that the guest is off.
+            await vm.close()
+            return await self._ended(handle, uuid, helpers)
         except BaseException:
             await vm.close()
             raise
         return vm
+
+    async def _ended(self, handle: VmHandle, uuid: str, helpers: list[DetachedProcess]) -> EndedVm:
+        """Return a machine that ended while no daemon was running, if libvirt remembers that its guest ended it.
+
+        Raises:
+            VmGone: It does not.
+        """
+        ending = await self._noticed_end(uuid) if handle.uuid else None
+        if ending is None or ending.end not in (VmEnd.POWEROFF, VmEnd.CRASH):
+            raise VmGone("QEMU ended while no daemon was running")
+        return EndedVm(handle, uuid, self._connection, helpers, ending)
 
     async def forget(self, uuid: str) -> None:
         """End a machine started by firmware, and let libvirt forget it; unknown: success.
