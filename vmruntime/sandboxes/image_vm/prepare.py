@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 import pwd
@@ -141,17 +140,13 @@ async def make_disks(
     driver = image_pod(sandbox).disk_driver
     roots = [device for device in machine.spec.devices if device.container_path == "/"]
     others = [device for device in machine.spec.devices if device.container_path != "/"]
-    nodes = {
-        device.container_path: await in_thread(lambda device=device: _node(directory, device, account))  # type: ignore[misc]
-        for device in machine.spec.devices
-    }
     if roots:
-        root = await _persistent_root(machine, roots[0], nodes["/"], driver, account)
+        root = await _persistent_root(machine, roots[0], directory, driver, account)
     else:
-        root = await _overlay(sandbox, machine, directory, account, driver)
+        root = await _overlay(sandbox, machine, directory, driver)
     extra = [
         MachineDisk(
-            path=str(nodes[device.container_path]),
+            path=os.path.realpath(device.host_path),
             serial=volume_serial(device),
             readonly="w" not in device.permissions,
             driver=driver,
@@ -160,13 +155,11 @@ async def make_disks(
     ]
     request = await seed_request(sandbox, machine, others, volumes)
     seed = directory / "seed.iso"
-    await in_thread(lambda: _write_seed(request, seed, account))
+    await in_thread(lambda: _write_seed(request, seed))
     return [root, *extra, MachineDisk(path=str(seed), serial=SEED_SERIAL, readonly=True, cdrom=True)]
 
 
-async def _overlay(
-    sandbox: Sandbox, machine: GuestMachine, directory: Path, account: Account, driver: DiskDriver
-) -> MachineDisk:
+async def _overlay(sandbox: Sandbox, machine: GuestMachine, directory: Path, driver: DiskDriver) -> MachineDisk:
     """Return the pod's own copy of the image, made once: a container that is started again finds its disk as it was."""
     overlay = directory / "root.qcow2"
     await make_overlay(
@@ -175,7 +168,7 @@ async def _overlay(
         machine.disk.format,
         machine.disk.virtual_size,
         image_pod(sandbox).root_volume_size,
-        account.name,
+        "",  # root's: VMs get it as a descriptor, and no VM may open another one's by its path
     )
     return MachineDisk(
         path=str(overlay),
@@ -188,22 +181,27 @@ async def _overlay(
 
 
 async def _persistent_root(
-    machine: GuestMachine, device: Device, node: Path, driver: DiskDriver, account: Account
+    machine: GuestMachine, device: Device, directory: Path, driver: DiskDriver, account: Account
 ) -> MachineDisk:
     if "w" not in device.permissions:
         raise InvalidArgument(
             f"config.devices: {device.host_path!r} is to be the root disk, and read-only",
             remedy="let the volume be written",
         )
-    size = await prepare_root(
-        Path(device.host_path),
-        Path(machine.disk_path),
-        machine.disk,
-        machine.disk.digest,
-        account=account.name,
-        node=node,
-    )
-    return MachineDisk(path=str(node), serial=ROOT_SERIAL, size=size, driver=driver)
+    node = directory / "root.dev"
+    await in_thread(lambda: _make_node(node, device, account))
+    try:
+        size = await prepare_root(
+            Path(device.host_path),
+            Path(machine.disk_path),
+            machine.disk,
+            machine.disk.digest,
+            account=account.name,
+            node=node,
+        )
+    finally:
+        await in_thread(lambda: node.unlink(missing_ok=True))
+    return MachineDisk(path=os.path.realpath(device.host_path), serial=ROOT_SERIAL, size=size, driver=driver)
 
 
 async def seed_request(
@@ -236,20 +234,13 @@ async def seed_request(
     )
 
 
-def _node(directory: Path, device: Device, account: Account) -> Path:
-    """Make a node of our own for a block device, which the account of VMs may open: the host's belongs to root."""
-    number = os.stat(device.host_path).st_rdev
-    node = directory / f"{volume_serial(device)}.dev"
-    with contextlib.suppress(FileNotFoundError):
-        node.unlink()
-    os.mknod(node, stat.S_IFBLK | 0o600, number)
+def _make_node(node: Path, device: Device, account: Account) -> None:
+    """Make a node of our own for a block device, which qemu-img may open as the VMs' account: the host's belongs to root."""
+    node.unlink(missing_ok=True)
+    os.mknod(node, stat.S_IFBLK | 0o600, os.stat(device.host_path).st_rdev)
     os.chown(node, account.uid, account.gid)
-    return node
 
 
-def _write_seed(request: SeedRequest, path: Path, account: Account) -> None:
-    with contextlib.suppress(FileNotFoundError):
-        path.unlink()
+def _write_seed(request: SeedRequest, path: Path) -> None:
+    path.unlink(missing_ok=True)
     build_seed(request, path)
-    path.chmod(0o600)
-    os.chown(path, account.uid, account.gid)
