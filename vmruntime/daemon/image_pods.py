@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import dataclasses
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import structlog
 
 from vmruntime.aio.inotify import FileChanges
+from vmruntime.aio.pipeline import in_thread
 from vmruntime.clock import Clock
 from vmruntime.config.settings import Settings
 from vmruntime.daemon.parts import Driver
 from vmruntime.errors import FailedPrecondition, Internal, VmruntimeError
 from vmruntime.hypervisor.devices import host_architecture
-from vmruntime.hypervisor.interface import Hypervisor
+from vmruntime.hypervisor.interface import Hypervisor, Recorder, VirtualMachine, VmHandle, VmSpec
 from vmruntime.hypervisor.qemu.driver import find_qemu
 from vmruntime.hypervisor.vsock import find_vsock
 from vmruntime.model.ledger import Resource, ResourceKind
@@ -25,6 +29,9 @@ from vmruntime.pods.ports import Network, Tap
 from vmruntime.sandboxes.image_vm.backend import ImageVmBackend
 from vmruntime.sandboxes.image_vm.machine import MachineParts
 from vmruntime.sandboxes.ledger import OwnedResources
+
+if TYPE_CHECKING:
+    from vmruntime.hypervisor.libvirt.driver import LibvirtHypervisor
 
 log = structlog.get_logger(__name__)
 
@@ -48,8 +55,8 @@ class Host:
     memory_mib: int
 
 
-async def image_backend(host: Host, stack: contextlib.AsyncExitStack) -> ImageVmBackend | None:
-    """Return what runs image pods, and teach the ledger how their machines are released; None: this host has nobody.
+async def image_backend(host: Host, stack: contextlib.AsyncExitStack) -> ImageVmBackend:
+    """Return what runs image pods, and teach the ledger how their machines are released.
 
     Raises:
         FailedPrecondition: Machines run that only libvirt leads to, and it does not answer: to go on without them would
@@ -60,15 +67,16 @@ async def image_backend(host: Host, stack: contextlib.AsyncExitStack) -> ImageVm
     hypervisors: dict[str, Hypervisor] = {QEMU: host.qemu}
     wanted = _wanted(host.settings)
     if LIBVIRT in {wanted, *running}:
-        try:
-            hypervisors[LIBVIRT] = await _libvirt(host, stack)
-        except VmruntimeError as error:
-            if LIBVIRT in running:
+        hypervisors[LIBVIRT] = libvirt = LibvirtOnDemand(host)
+        stack.push_async_callback(libvirt.close)  # now, so that it is called after those who watch machines are gone
+        if LIBVIRT in running:
+            try:
+                await libvirt.driver()
+            except VmruntimeError as error:
                 raise FailedPrecondition(
                     f"image pods run under libvirt, which cannot be used: {error}",
                     remedy="start libvirtd, then this daemon",
                 ) from error
-            log.warning("no image pods", why=str(error))
 
     async def forget(resource: Resource) -> None:
         hypervisor = hypervisors.get(resource.data["driver"])
@@ -77,8 +85,6 @@ async def image_backend(host: Host, stack: contextlib.AsyncExitStack) -> ImageVm
         await hypervisor.forget(resource.key)
 
     owned.add_releaser(ResourceKind.MACHINE, forget)
-    if wanted not in hypervisors:
-        return None
     changes = FileChanges()
     stack.callback(changes.close)
 
@@ -105,7 +111,58 @@ def _wanted(settings: Settings) -> str:
     return LIBVIRT if importlib.util.find_spec("libvirt") is not None else QEMU
 
 
-async def _libvirt(host: Host, stack: contextlib.AsyncExitStack) -> Hypervisor:
+class LibvirtOnDemand:
+    """libvirt, connected to when the first image pod needs it: nodes without any do not pay for it.
+
+    Implements hypervisor.interface.Hypervisor. While libvirt does not answer, every call says so, and the next one tries again.
+    """
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self._driver: LibvirtHypervisor | None = None
+        self._opening = asyncio.Lock()
+
+    async def driver(self) -> LibvirtHypervisor:
+        """Return the driver, connected.
+
+        Raises:
+            FailedPrecondition: This Python has no library for libvirt.
+            HypervisorError: libvirt does not answer.
+        """
+        async with self._opening:
+            if self._driver is None:
+                self._driver = await _libvirt(self._host)
+            return self._driver
+
+    async def close(self) -> None:
+        """Disconnect, if there is a connection; machines go on."""
+        if self._driver is not None:
+            await self._driver.close()
+
+    async def start(self, spec: VmSpec, record: Recorder) -> VirtualMachine:
+        """Start a VM."""
+        return await (await self.driver()).start(spec, record)
+
+    async def adopt(self, handle: VmHandle) -> VirtualMachine:
+        """Take over a VM of an earlier daemon."""
+        return await (await self.driver()).adopt(handle)
+
+    async def sweep(self, keep: Iterable[str]) -> list[str]:
+        """End what no sandbox has; nothing, where no daemon has used libvirt since the host was started."""
+        if self._driver is None and not await in_thread(_directory(self._host).exists):
+            return []
+        return await (await self.driver()).sweep(keep)
+
+    async def forget(self, uuid: str) -> None:
+        """End a machine, and let libvirt forget it."""
+        await (await self.driver()).forget(uuid)
+
+
+def _directory(host: Host) -> Path:
+    return host.paths.run / "libvirt"
+
+
+async def _libvirt(host: Host) -> LibvirtHypervisor:
     if importlib.util.find_spec("libvirt") is None:
         raise FailedPrecondition(
             'hypervisor.image_pods: "libvirt", but this Python has no library for it',
@@ -117,7 +174,7 @@ async def _libvirt(host: Host, stack: contextlib.AsyncExitStack) -> Hypervisor:
 
     wanted, architecture = host.settings.hypervisor, host_architecture()
     driver = await open_libvirt(
-        choose_uri(wanted.libvirt_uri, host.paths.run / "libvirt"),
+        choose_uri(wanted.libvirt_uri, _directory(host)),
         owner=host.paths.root,
         emulator=find_qemu(wanted.qemu, architecture),
         architecture=architecture,
@@ -126,6 +183,5 @@ async def _libvirt(host: Host, stack: contextlib.AsyncExitStack) -> Hypervisor:
         vsock_program=find_vsock(host.qemu.transport, wanted.vhost_device_vsock),
         user=wanted.user,
     )
-    stack.push_async_callback(driver.close)
     log.info("libvirt runs image pods", uri=driver.uri)
     return driver

@@ -135,8 +135,7 @@ async def _start(settings: Settings, paths: Paths, parts: Parts, stack: contextl
         qemu=hypervisor,
         memory_mib=_host_memory_mib(),
     )
-    if (image := await image_pods.image_backend(image_host, stack)) is not None:
-        backends[SandboxKind.IMAGE] = image
+    backends[SandboxKind.IMAGE] = machines = await image_pods.image_backend(image_host, stack)
     if (host := _host_backend(settings, paths, owned)) is not None:
         backends[SandboxKind.HOST] = host
     await asyncio.to_thread(warn_of_bad_hooks, settings.hooks_dirs)
@@ -155,8 +154,7 @@ async def _start(settings: Settings, paths: Paths, parts: Parts, stack: contextl
     )
     stack.push_async_callback(_let_go, context)
     await recover(context)
-    if image is not None:
-        await image.sweep({sandbox.id for sandbox in registry.sandboxes(hidden=True)})
+    await machines.sweep({sandbox.id for sandbox in registry.sandboxes(hidden=True)})
     if settings.images.prune_after_days:
         context.scope.start(prune_old(images, settings.images.prune_after_days), "unused images")
     stack.enter_context(serve_metrics(settings.metrics, registry, images, hypervisor))

@@ -9,6 +9,7 @@ from pathlib import Path
 import structlog
 
 from vmruntime.aio.pipeline import in_thread
+from vmruntime.errors import VmruntimeError
 from vmruntime.hypervisor.errors import VmGone
 from vmruntime.model.ledger import ResourceKind
 from vmruntime.model.resources import LinuxResources, VmSize
@@ -31,6 +32,11 @@ class ImageVmBackend:
     def __init__(self, parts: MachineParts, host_memory_mib: int) -> None:
         self._parts = parts
         self._host_memory_mib = host_memory_mib
+
+    @property
+    def driver(self) -> str:
+        """Name of the hypervisor that machines are started with."""
+        return self._parts.driver
 
     def size(self, sandbox: Sandbox, containers: Sequence[LinuxResources] = ()) -> VmSize:
         """Return the size of the pod's machine: what its limits say, since the guest is all there is to limit."""
@@ -78,9 +84,12 @@ class ImageVmBackend:
 
     async def sweep(self, known: Collection[str]) -> None:
         """End machines that no sandbox has; they were started by a daemon that died before it could write that down."""
-        for hypervisor in self._parts.hypervisors.values():
-            for owner in await hypervisor.sweep(known):
-                log.warning("ending a machine that nobody owns", owner=owner)
+        for name, hypervisor in self._parts.hypervisors.items():
+            try:
+                for owner in await hypervisor.sweep(known):
+                    log.warning("a machine that nobody owned was ended", owner=owner)
+            except VmruntimeError as error:
+                log.warning("machines that nobody owns are not looked for", driver=name, error=str(error))
 
     async def _sandbox(self, sandbox: Sandbox) -> ImageSandbox:
         machine = ImageMachine(sandbox, self._parts)
