@@ -55,7 +55,9 @@ ssh_genkeytypes: [ed25519, ecdsa]
 YAML
 chroot "$root" systemctl --quiet enable systemd-networkd systemd-resolved qemu-guest-agent ssh
 chroot "$root" systemctl --quiet disable apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer \
-    e2scrub_all.timer e2scrub_reap.service systemd-networkd-wait-online.service
+    e2scrub_all.timer e2scrub_reap.service
+# netplan starts it again where it is only disabled, and it waits 12 seconds for an IPv6 router that pods do not have.
+chroot "$root" systemctl --quiet mask systemd-networkd-wait-online.service
 # What a processor offers and a first boot has no use for; each costs an emulated one a second. By hand they load still.
 chroot "$root" systemctl --quiet mask modprobe@{dm_mod,drm,efi_pstore,loop}.service systemd-binfmt.service proc-sys-fs-binfmt_misc.automount
 printf 'blacklist %s\n' kvm_amd kvm_intel aesni_intel ghash_clmulni_intel powernow_k8 sg >"$root/etc/modprobe.d/first-boot.conf"
