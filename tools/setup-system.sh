@@ -8,7 +8,11 @@ here=$(cd "$(dirname "$0")" && pwd)
 
 missing=()
 while read -r package _; do
-    case $package in '' | '#'*) continue ;; esac
+    case $package in
+    '' | '#'*) continue ;;
+    */*) if [ "${package#*/}" != "$(dpkg --print-architecture)" ]; then continue; fi ;;
+    esac
+    package=${package%/*}
     dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing+=("$package")
 done <"$here/packages.txt"
 if [ "${#missing[@]}" -gt 0 ]; then
