@@ -60,6 +60,9 @@ from vmruntime.streaming.server import StreamingServer
 
 log = structlog.get_logger(__name__)
 
+STORE_ROOM = 1024 * 1024
+"""Bytes: hundreds of pods can end on a full disk."""
+
 
 async def serve(settings: Settings, parts: Parts | None = None) -> None:
     """Run the daemon until SIGTERM or SIGINT. Pods go on without it.
@@ -90,7 +93,7 @@ async def serve(settings: Settings, parts: Parts | None = None) -> None:
 
 async def _start(settings: Settings, paths: Paths, parts: Parts, stack: contextlib.AsyncExitStack) -> None:
     await stack.enter_async_context(tracing_to(settings.tracing))  # first, so that it ends last
-    database = await Database.open(paths.database)
+    database = await Database.open(paths.database, STORE_ROOM)
     stack.push_async_callback(database.close)
     clock = SystemClock()
     registry = Registry(PodRecords(database), clock)

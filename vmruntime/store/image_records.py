@@ -67,7 +67,7 @@ class ImageRecords:
                 (layer.diff_id, layer.size),
             )
 
-        await self._database.write(change)
+        await self._database.write(change, adds=True)
 
     async def delete_layers(self, diff_ids: Iterable[str]) -> None:
         """Delete layers; success when they are gone already."""

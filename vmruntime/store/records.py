@@ -8,9 +8,9 @@ from typing import Any
 import msgspec
 
 from vmruntime.errors import AlreadyExists
-from vmruntime.model.container import Container
+from vmruntime.model.container import Container, ContainerState
 from vmruntime.model.ledger import Resource, ResourceKind
-from vmruntime.model.sandbox import Sandbox
+from vmruntime.model.sandbox import Sandbox, SandboxState
 from vmruntime.store.database import Database
 
 _encode = msgspec.json.encode
@@ -47,7 +47,7 @@ class PodRecords:
             )
 
         try:
-            await self._database.write(change)
+            await self._database.write(change, adds=sandbox.state is SandboxState.CREATING)
         except sqlite3.IntegrityError:
             raise AlreadyExists(f"the sandbox name {sandbox.spec.metadata.key} is taken") from None
 
@@ -61,7 +61,7 @@ class PodRecords:
                 (container.id, container.sandbox_id, _encode(container)),
             )
 
-        await self._database.write(change)
+        await self._database.write(change, adds=container.state is ContainerState.CREATING)
 
     async def delete_sandbox(self, sandbox_id: str) -> None:
         """Delete one sandbox and its containers; success when it is gone already."""
@@ -88,7 +88,7 @@ class Ledger:
                 (resource.kind.value, resource.key, resource.owner, _encode(resource)),
             )
 
-        await self._database.write(change)
+        await self._database.write(change, adds=True)
 
     async def forget(self, resource: Resource) -> None:
         """Strike out a resource that is released."""
@@ -121,7 +121,7 @@ class Ledger:
             )
             return cid
 
-        return await self._database.write(change)
+        return await self._database.write(change, adds=True)
 
     async def _select(self, where: str, *parameters: str) -> list[Resource]:
         sql = f"SELECT record FROM resources {where} ORDER BY seq DESC"

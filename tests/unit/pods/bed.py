@@ -54,9 +54,9 @@ class StepStore(Database):
             raise Killed
         return await super().read(query)
 
-    async def write(self, change: Callable[[Any], T]) -> T:
+    async def write(self, change: Callable[[Any], T], *, adds: bool = False) -> T:
         await self.faults.at("store.write")
-        result = await super().write(change)
+        result = await super().write(change, adds=adds)
         await self.faults.at("store.write done")
         return result
 

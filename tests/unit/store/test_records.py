@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from resource import RLIMIT_FSIZE, getrlimit, setrlimit
 
+import msgspec
 import pytest
 
-from vmruntime.errors import AlreadyExists, FailedPrecondition
+from vmruntime.errors import AlreadyExists, FailedPrecondition, ResourceExhausted
 from vmruntime.model.container import Container, ContainerMetadata, ContainerSpec, ContainerState
 from vmruntime.model.ledger import Resource, ResourceKind
 from vmruntime.model.sandbox import Sandbox, SandboxMetadata, SandboxSpec, SandboxState
+from vmruntime.store import database as module
 from vmruntime.store.database import Database
 from vmruntime.store.records import Facts, Ledger, PodRecords
 
@@ -92,3 +96,76 @@ async def test_a_file_that_is_no_store_is_refused(tmp_path: Path) -> None:
     (tmp_path / "db").write_bytes(b"not a database at all" * 100)
     with pytest.raises(FailedPrecondition, match="not a vmruntime store"):
         await Database.open(tmp_path / "db")
+
+
+ROOM = 256 * 1024
+
+
+@pytest.fixture
+async def roomy(tmp_path: Path) -> AsyncIterator[Database]:
+    database = await Database.open(tmp_path / "roomy.db", ROOM)
+    yield database
+    await database.close()
+
+
+def sizes(directory: Path) -> list[int]:
+    return [(directory / f"roomy.db{suffix}").stat().st_size for suffix in ("", "-wal", "-shm")]
+
+
+async def test_changes_and_ends_need_no_more_of_the_disk(roomy: Database, tmp_path: Path) -> None:
+    records = PodRecords(roomy)
+    before = sizes(tmp_path)
+    for number in range(40):
+        await records.put_sandbox(sandbox(str(number), f"web-{number}"))
+    for change in range(25):
+        for number in range(40):
+            stopped = msgspec.structs.replace(sandbox(str(number), f"web-{number}"), reason=f"{change:01000d}")
+            await records.put_sandbox(stopped)
+    for number in range(40):
+        await records.delete_sandbox(str(number))
+    assert sizes(tmp_path) == before
+    assert await records.load() == ([], [])
+
+
+async def test_what_is_new_does_not_get_the_last_of_the_disk(roomy: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    records, ledger = PodRecords(roomy), Ledger(roomy)
+    await records.put_sandbox(sandbox("here"))
+    thing = Resource(owner="s", kind=ResourceKind.DIRECTORY, key="/x")
+    await ledger.record(thing)
+    monkeypatch.setattr(module, "_free_bytes", lambda path: 2 * ROOM)
+    new = msgspec.structs.replace(sandbox("new", "other"), state=SandboxState.CREATING)
+    for begin in (lambda: records.put_sandbox(new), lambda: ledger.record(thing), lambda: ledger.allocate_cid("s")):
+        with pytest.raises(ResourceExhausted, match=r"no space left for the store .*/roomy.db \(free space there\)"):
+            await begin()
+    await records.put_sandbox(msgspec.structs.replace(sandbox("here"), state=SandboxState.NOTREADY))
+    await ledger.forget(thing)
+    await records.delete_sandbox("here")
+    assert await records.load() == ([], [])
+    assert await ledger.all() == []
+
+
+@contextlib.contextmanager
+def small_files() -> Iterator[None]:
+    """No file of this process can grow beyond 200 KiB, much as if the disk were full."""
+    soft, hard = getrlimit(RLIMIT_FSIZE)
+    setrlimit(RLIMIT_FSIZE, (200 * 1024, hard))
+    try:
+        yield
+    finally:
+        setrlimit(RLIMIT_FSIZE, (soft, hard))
+
+
+async def test_room_on_a_full_disk(tmp_path: Path) -> None:
+    """A store that cannot have its room is a store all the same; one that was killed while it made it, too."""
+    first = await Database.open(tmp_path / "db")
+    await PodRecords(first).put_sandbox(sandbox("s"))
+    await first.write(lambda connection: connection.execute("CREATE TABLE room (data BLOB NOT NULL)"))
+    await first.close()
+    with small_files():
+        second = await Database.open(tmp_path / "db", ROOM)
+    assert await PodRecords(second).load() == ([sandbox("s")], [])
+    await second.close()
+    third = await Database.open(tmp_path / "db", ROOM)
+    tables = await third.read(lambda connection: connection.execute("SELECT name FROM sqlite_schema").fetchall())
+    assert ("room",) not in tables
+    await third.close()
