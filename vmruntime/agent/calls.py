@@ -13,7 +13,7 @@ from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
 
 from vmruntime.agent import checks
-from vmruntime.agent.errors import AgentError, AgentGone, AgentLied, closed_is_gone
+from vmruntime.agent.errors import AgentError, AgentGone, AgentLied, AgentSilent, closed_is_gone
 from vmruntime.errors import Code
 from vmruntime.generated import agent_pb2
 
@@ -23,6 +23,9 @@ SERVICE = agent_pb2.DESCRIPTOR.services_by_name["Agent"]
 
 WRITE_FAILED = "Internal error from Core"
 """What grpc.aio says, in place of the true end, when a stream was at its end before something was written to it."""
+
+GRPCS_OWN = "Deadline Exceeded"
+"""What grpc.aio says of a call whose time is up; the agent has other words for what took its processes too long."""
 
 CHANNEL_OPTIONS = [
     # grpc would send the percent-coded socket path, which HTTP/2 servers other than its own refuse as malformed.
@@ -145,6 +148,8 @@ def translate(error: grpc.aio.AioRpcError) -> AgentError:
         return AgentGone("the connection to the guest agent ended under a write")
     if status is grpc.StatusCode.CANCELLED:
         return AgentGone("the connection to the guest agent was closed")
+    if status is grpc.StatusCode.DEADLINE_EXCEEDED and GRPCS_OWN in details:
+        return AgentSilent()
     try:
         return AgentError(details or status.name, Code[status.name])
     except KeyError:

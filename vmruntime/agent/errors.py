@@ -24,6 +24,14 @@ class AgentGone(AgentError):
         super().__init__(message, Code.UNAVAILABLE)
 
 
+class AgentSilent(AgentError):
+    """Raised when the agent has not answered in time: its guest is held, overloaded or stuck."""
+
+    def __init__(self) -> None:
+        super().__init__("the guest agent has not answered in time", Code.DEADLINE_EXCEEDED)
+        self.remedy = "the guest may be overloaded or stuck: see vmruntime console, and the load of the host"
+
+
 class AgentLied(AgentError):
     """Raised when an answer breaks the protocol: nothing a guest says is trusted."""
 
