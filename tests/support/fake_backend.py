@@ -40,6 +40,7 @@ class FakeMachine:
         nics: Names of its interfaces.
         size: What it was last resized to; None: never.
         reason: Why it ended; empty while it runs.
+        held: Why it does not run for the time being.
     """
 
     def __init__(self, cid: int, faults: Faults, now_ns: Callable[[], int]) -> None:
@@ -50,6 +51,7 @@ class FakeMachine:
         self.nics: list[str] = []
         self.size: VmSize | None = None
         self.reason = ""
+        self.held = ""
         self.guest = FakeGuest(faults, disks=lambda: self.layers | {"scratch"}, now_ns=now_ns)
         self.guest.on_power_off = lambda: self.guest.start_task(self.end("the guest powered off"), "power off")
 
@@ -97,6 +99,11 @@ class FakeSandbox:
     def facts(self) -> dict[str, str | int | bool]:
         """Return nothing."""
         return {}
+
+    @property
+    def held(self) -> str:
+        """What the test put into the machine."""
+        return self.machine.held
 
     def layer_name(self, serial: str) -> str:
         """Return the serial: the guest finds disks by it."""

@@ -17,6 +17,16 @@ class VmGone(HypervisorError):
     code = Code.FAILED_PRECONDITION
 
 
+class VmHeld(HypervisorError):
+    """Raised when the VM runs and its guest does not, for the time being; `why` is VirtualMachine.held."""
+
+    code = Code.UNAVAILABLE
+
+    def __init__(self, why: str) -> None:
+        super().__init__(f"the pod's VM is held: {why}", remedy="free space there; the VM then goes on where it was")
+        self.why = why
+
+
 class BootFailed(HypervisorError):
     """Raised when a guest did not come up; the message ends with what its console said last."""
 

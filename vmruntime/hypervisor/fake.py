@@ -123,6 +123,11 @@ class FakeVm:
         await self._at("pause")
         self.machine.hold()
 
+    @property
+    def held(self) -> str:
+        """What the test put into the machine."""
+        return self.machine.held
+
     async def press_power_button(self) -> None:
         """Press the power button."""
         await self._at("press_power_button")

@@ -77,6 +77,7 @@ class FakeMachine:
         self.on_typed: Callable[[bytes], None] = lambda data: None
         self.balloon: dict[str, int] = {}
         self._going = asyncio.Event()
+        self.held = ""
         self._guest: Guest
         self._booted = False
         self._agent: Path | None = None

@@ -218,6 +218,10 @@ class VirtualMachine(Protocol):
     async def pause(self) -> None:
         """Hold the guest's processors; they are held already: success."""
 
+    @property
+    def held(self) -> str:
+        """Why the guest does not run though nobody paused it, in one sentence; it goes on by itself. Empty: it runs."""
+
     async def press_power_button(self) -> None:
         """Ask the guest to shut down by ACPI; one that does not listen takes no notice."""
 

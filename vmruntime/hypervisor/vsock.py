@@ -20,6 +20,9 @@ VHOST_VSOCK_SET_GUEST_CID = 0x4008AF60  # linux/vhost.h
 PROGRAM = "vhost-device-vsock"
 PROGRAM_DIRECTORIES = (Path("/usr/local/libexec/vmruntime"), Path("/usr/libexec/vmruntime"))
 HELPER_TIMEOUT = 10.0
+ANSWER_TIMEOUT = 15.0
+NOBODYS_PORT = 9
+"""The guest refuses it, and the helper passes that on."""
 
 
 def choose_transport(wanted: str, program: str) -> VsockTransport:
@@ -130,6 +133,27 @@ async def connect_backend(helper: DetachedProcess, backend: Path, log: Path) -> 
         if loop.time() > deadline:
             raise DeadlineExceeded(f"{PROGRAM} did not listen on {backend} within {HELPER_TIMEOUT:g} s")
         await asyncio.sleep(0.003)
+
+
+async def vsock_answers(hybrid: Path) -> bool:
+    """Return whether a VM's helper still serves connections to the guest, be it by refusing them.
+
+    Args:
+        hybrid: What hybrid_socket() returned.
+    """
+    try:
+        async with asyncio.timeout(ANSWER_TIMEOUT):
+            reader, writer = await asyncio.open_unix_connection(hybrid)
+            try:
+                writer.write(f"CONNECT {NOBODYS_PORT}\n".encode())
+                await reader.read(1)
+            finally:
+                writer.close()
+    except ConnectionResetError:
+        return True
+    except OSError:  # TimeoutError among them
+        return False
+    return True
 
 
 def tail_of(log: Path, limit: int = 600) -> str:

@@ -11,7 +11,8 @@ from pathlib import Path
 from vmruntime.aio.tasks import Shared, TaskScope
 from vmruntime.clock import Clock
 from vmruntime.errors import FailedPrecondition
-from vmruntime.model.sandbox import Sandbox, SandboxKind
+from vmruntime.hypervisor.errors import VmHeld
+from vmruntime.model.sandbox import Sandbox, SandboxKind, SandboxState
 from vmruntime.paths import Paths
 from vmruntime.pods.log_pump import LogPump
 from vmruntime.pods.oci.cdi import CdiSpecs
@@ -88,6 +89,7 @@ class Context:
     Attributes:
         load_cdi: Reads the CDI files of this host; it blocks.
         live: Running sandboxes by id.
+        held: Running sandboxes that could not be taken over yet, by id, and why.
         handover: Ids of sandboxes and containers whose creator went away before it was told of them.
     """
 
@@ -105,6 +107,7 @@ class Context:
     scope: TaskScope = dataclasses.field(default_factory=lambda: TaskScope("pods"))
     locks: Locks = dataclasses.field(default_factory=Locks)
     live: dict[str, Live] = dataclasses.field(default_factory=dict)
+    held: dict[str, str] = dataclasses.field(default_factory=dict)
     handover: set[str] = dataclasses.field(default_factory=set)
 
     @property
@@ -135,10 +138,13 @@ class Context:
 
         Raises:
             FailedPrecondition: It does not run.
+            VmHeld: It does, and cannot be talked to yet.
         """
         live = self.live.get(sandbox_id)
         if live is None:
             sandbox = self.registry.sandbox(sandbox_id)
+            if sandbox_id in self.held and sandbox.state is SandboxState.READY:
+                raise VmHeld(self.held[sandbox_id])
             why = f": {sandbox.reason}" if sandbox.reason else ""
             raise FailedPrecondition(f"the sandbox {sandbox_id} is {sandbox.state.value}{why}")
         return live

@@ -7,13 +7,15 @@ another program is never taken for a VM; everything vmruntime made is in the led
 from __future__ import annotations
 
 import asyncio
+import contextlib
 
 import structlog
 
 from vmruntime.agent.errors import AgentError
 from vmruntime.agent.interface import GuestContainerState, GuestPhase
 from vmruntime.aio.tasks import TaskScope
-from vmruntime.errors import VmruntimeError
+from vmruntime.errors import NotFound, VmruntimeError
+from vmruntime.hypervisor.errors import VmHeld
 from vmruntime.metrics.instruments import LEAKS, RECOVERED
 from vmruntime.model.container import Container, ContainerState
 from vmruntime.model.image import layer_serial
@@ -41,6 +43,8 @@ STATES_ATTEMPTS = 5
 STATES_SECONDS = 0.5
 ADOPT_SECONDS = 30.0
 """What taking over one sandbox may take; kubelet waits for all of them."""
+HELD_SECONDS = 5.0
+"""After which a guest that did not run is tried again."""
 
 MOST_STRANGERS = 8
 
@@ -88,6 +92,9 @@ async def _adopt(context: Context, sandbox: Sandbox) -> None:
     try:
         async with asyncio.timeout(ADOPT_SECONDS):
             await _take_over(context, sandbox)
+    except VmHeld as error:
+        _try_later(context, sandbox.id, error.why)
+        return
     except VmruntimeError as error:
         await _give_up(context, sandbox, error.message)
     except TimeoutError:
@@ -95,6 +102,25 @@ async def _adopt(context: Context, sandbox: Sandbox) -> None:
     except Exception as error:
         log.exception("sandbox cannot be taken over", sandbox=sandbox.id)
         await _give_up(context, sandbox, f"it could not be taken over: {error!r}")
+    context.held.pop(sandbox.id, None)
+
+
+def _try_later(context: Context, sandbox_id: str, why: str) -> None:
+    """A sandbox whose guest does not run for the time being is no sandbox that is gone."""
+    log.warning("sandbox cannot be taken over yet", sandbox=sandbox_id, reason=why)
+    context.held[sandbox_id] = why
+    context.scope.start(_take_over_later(context, sandbox_id), f"held {sandbox_id[:13]}")
+
+
+async def _take_over_later(context: Context, sandbox_id: str) -> None:
+    await asyncio.sleep(HELD_SECONDS)
+    async with context.locks.hold(sandbox_id):
+        with contextlib.suppress(NotFound):
+            sandbox = context.registry.sandbox(sandbox_id)
+            if sandbox.state is SandboxState.READY:
+                await _adopt(context, sandbox)
+                return
+        del context.held[sandbox_id]  # stopped or removed meanwhile
 
 
 async def _take_over(context: Context, sandbox: Sandbox) -> None:
@@ -105,9 +131,12 @@ async def _take_over(context: Context, sandbox: Sandbox) -> None:
         states = await _states(running)
         await _recover_containers(context, sandbox.id, live, states)
     except BaseException:
+        held = running.held
         del context.live[sandbox.id]
         await live.scope.close()
         await running.close()
+        if held:
+            raise VmHeld(held) from None
         raise
     watch(context, sandbox.id, live)
     known = {container.id for container in context.registry.containers_of(sandbox.id, hidden=True)}

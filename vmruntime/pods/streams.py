@@ -10,6 +10,7 @@ from vmruntime.errors import FailedPrecondition
 from vmruntime.model.container import ContainerState
 from vmruntime.model.streams import AttachSpec, ExecSpec
 from vmruntime.pods.context import Context
+from vmruntime.pods.vm_end import check_not_held
 
 ATTACHABLE = frozenset({ContainerState.CREATED, ContainerState.RUNNING})
 
@@ -20,6 +21,7 @@ def agent_of_running(context: Context, container_id: str) -> Agent:
     Raises:
         NotFound: No such container.
         FailedPrecondition: It is not running.
+        VmHeld: Its guest does not run for the time being.
     """
     return _agent(context, container_id, frozenset({ContainerState.RUNNING}))
 
@@ -41,7 +43,9 @@ async def attach_stream(context: Context, spec: AttachSpec) -> AsyncIterator[Att
 @contextlib.asynccontextmanager
 async def sandbox_ports(context: Context, sandbox_id: str) -> AsyncIterator[PortDialer]:
     """Open the way to a running sandbox's ports."""
-    async with context.running(sandbox_id).running.agent.ports() as ports:
+    running = context.running(sandbox_id).running
+    check_not_held(running)
+    async with running.agent.ports() as ports:
         yield ports
 
 
@@ -49,4 +53,6 @@ def _agent(context: Context, container_id: str, states: frozenset[ContainerState
     container = context.registry.container(container_id)
     if container.state not in states:
         raise FailedPrecondition(f"the container {container_id} is {container.state.value}, not running")
-    return context.running(container.sandbox_id).running.agent
+    running = context.running(container.sandbox_id).running
+    check_not_held(running)
+    return running.agent

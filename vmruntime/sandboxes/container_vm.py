@@ -18,7 +18,7 @@ from vmruntime.agent.relay import Dialer, HybridDialer, Relay, VsockDialer
 from vmruntime.aio.detached import ProcessIdentity
 from vmruntime.config.settings import Settings
 from vmruntime.errors import FailedPrecondition
-from vmruntime.hypervisor.errors import BootFailed, VmGone
+from vmruntime.hypervisor.errors import BootFailed, VmGone, VmHeld
 from vmruntime.hypervisor.interface import (
     Disk,
     Hypervisor,
@@ -47,6 +47,9 @@ log = structlog.get_logger(__name__)
 DIAL_INTERVAL = 0.01
 READY_LINE = "vmruntime-agent: ready"
 ADOPT_TIMEOUT = 10.0
+HELD_INTERVAL = 0.1
+HELD_LOOKS = 50
+"""Together long enough for a guest that is held to be tried again."""
 LAST_WORDS = 2.0
 HELPER_ROLES = ("vsock", SHARE_ROLE)
 
@@ -95,8 +98,13 @@ class ContainerVm:
         return self._phases
 
     def facts(self) -> dict[str, str | int | bool]:
-        """Return nothing: the sandbox's record has it all."""
-        return {}
+        """Return why the VM is held, if it is: the sandbox's record has all the rest."""
+        return {"held": self.held} if self.held else {}
+
+    @property
+    def held(self) -> str:
+        """Why the guest does not run."""
+        return self._vm.held
 
     def layer_name(self, serial: str) -> str:
         """Return a layer's serial, by which the guest finds its disk."""
@@ -220,11 +228,15 @@ class ContainerVmBackend:
 
         Raises:
             VmGone: It does not run any more.
+            VmHeld: It does, and cannot be talked to yet.
         """
         vm = await self._hypervisor.adopt(await self._handle(sandbox.id))
+        await _until_not_held(vm)
         try:
             return await self._connect(sandbox, vm, _dial_until_answer, ADOPT_TIMEOUT, {})
         except BootFailed as error:
+            if vm.held:
+                raise VmHeld(vm.held) from error
             await vm.kill()
             raise VmGone(f"its agent does not answer any more: {error}") from error
 
@@ -356,6 +368,24 @@ class ContainerVmBackend:
             cid=cid,
             vsock=str(directory / "helpers" / "vsock.sock") if "vsock" in processes else "",
         )
+
+
+async def _until_not_held(vm: VirtualMachine) -> None:
+    """Wait for a guest to run; dialling one that does not is what vhost-device-vsock 0.3 loses its way over.
+
+    Raises:
+        VmHeld: It does not, and is let go of.
+    """
+    try:
+        for _ in range(HELD_LOOKS):
+            if not vm.held:
+                return
+            await asyncio.sleep(HELD_INTERVAL)
+    except BaseException:
+        await vm.close()
+        raise
+    await vm.close()
+    raise VmHeld(vm.held)
 
 
 async def _dial_until_answer(dialer: Dialer) -> None:

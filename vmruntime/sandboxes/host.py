@@ -91,6 +91,11 @@ class HostSandbox:
         """Return nothing: the sandbox's record has it all."""
         return {}
 
+    @property
+    def held(self) -> str:
+        """Empty: a process that writes to a full disk is told."""
+        return ""
+
     def layer_name(self, serial: str) -> str:
         """Return where a layer is mounted."""
         return str(self._layers / serial)

@@ -128,6 +128,10 @@ class RunningSandbox(Protocol):
     async def resize(self, size: VmSize) -> None:
         """Make the sandbox so large, as far as that means something to it."""
 
+    @property
+    def held(self) -> str:
+        """Why nothing runs in the sandbox for the time being, in one sentence; empty: it runs."""
+
     async def wait(self) -> str:
         """Wait for the sandbox's end and return why, in one sentence."""
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.pods.bed import PATIENCE, Daemon, until_ready
-from vmruntime.agent.errors import AgentError, AgentGone, AgentLied
+from tests.unit.pods.bed import PATIENCE, TRAP, Daemon, until_ready
+from vmruntime.agent.errors import AgentError, AgentGone, AgentLied, AgentSilent
 from vmruntime.errors import (
     Code,
     DeadlineExceeded,
@@ -17,6 +17,7 @@ from vmruntime.errors import (
     InvalidArgument,
     NotFound,
 )
+from vmruntime.hypervisor.errors import VmHeld
 from vmruntime.model.resources import LinuxResources
 from vmruntime.model.streams import AttachSpec, ExecSpec
 
@@ -186,3 +187,40 @@ async def test_guests_are_measured_at_the_same_time(daemon: Daemon, pod: str) ->
             await asyncio.sleep(0)
     slow.release()
     assert {usage.id for usage in await asking} == {one, two}
+
+
+async def test_a_vm_that_is_held(daemon: Daemon, pod: str) -> None:
+    """Its guest does not run: whoever wants something of it hears why, and does not wait until the time is up."""
+    container = await daemon.run(pod, "sh", "-c", TRAP)
+    await until_ready(daemon)
+    daemon.machine(pod).held = "the host has no room"
+    words = r"the pod's VM is held: the host has no room \(free space there; the VM then goes on"
+    with pytest.raises(VmHeld, match=words):
+        await daemon.pods.exec_sync(container, ["true"], 5.0)
+    with pytest.raises(VmHeld, match=words):
+        async with daemon.pods.exec(ExecSpec(container_id=container, argv=["true"])):
+            pass
+    with pytest.raises(VmHeld, match=words):
+        async with daemon.pods.attach(AttachSpec(container_id=container)):
+            pass
+    with pytest.raises(VmHeld, match=words):
+        async with daemon.pods.ports(pod):
+            pass
+    with pytest.raises(VmHeld, match=words):
+        await daemon.create(pod, "true", name="second")
+    assert [one.id for one in daemon.pods.containers()] == [container]
+    daemon.machine(pod).held = ""
+    assert (await daemon.pods.exec_sync(container, ["true"], 5.0)).exit_code == 0
+
+
+async def test_a_vm_that_is_held_while_it_is_used(daemon: Daemon, pod: str) -> None:
+    container = await daemon.run(pod, "sh", "-c", TRAP)
+    await until_ready(daemon)
+
+    async def silent() -> None:
+        daemon.machine(pod).held = "the host has no room"
+        raise AgentSilent
+
+    daemon.faults.run("agent.exec", silent)
+    with pytest.raises(VmHeld, match="is held"):
+        await daemon.pods.exec_sync(container, ["true"], 5.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from vmruntime.agent.errors import AgentError, AgentGone
 from vmruntime.agent.interface import GuestContainer, PidMode
 from vmruntime.aio.faults import Faults
 from vmruntime.errors import Code, FailedPrecondition, Internal
+from vmruntime.hypervisor.errors import VmHeld
 from vmruntime.model.container import Container, ContainerState
 from vmruntime.model.ledger import Resource, ResourceKind
 from vmruntime.model.sandbox import Sandbox, SandboxKind, SandboxState
@@ -407,3 +409,61 @@ async def test_a_retry_after_a_restart_is_no_retry(node: Node) -> None:
     daemon = await node.restart()
     with pytest.raises(Exception, match=f"taken by {pod}"):
         await daemon.pods.run_sandbox(sandbox_spec())
+
+
+async def test_a_guest_that_does_not_run_is_taken_over_when_it_does(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its writes wait for room on the disk: the pod is not gone, and whoever wants something of it hears why."""
+    monkeypatch.setattr(recovery, "HELD_SECONDS", 0.02)
+    pod = await node.daemon.run_pod()
+    container = await node.daemon.run(pod)
+    machine = node.daemon.machine(pod)
+    machine.held = "the host has no room"
+    faults = Faults()
+    faults.fail("sandbox.adopt", VmHeld(machine.held), times=3)
+    daemon = await node.restart(faults)
+    assert daemon.pods.sandbox(pod).state is SandboxState.READY
+    assert daemon.pods.container(container).state is ContainerState.RUNNING
+    with pytest.raises(VmHeld, match="the pod's VM is held: the host has no room"):
+        await daemon.pods.exec_sync(container, ["true"], 5.0)
+    machine.held = ""
+    assert await runs_again(daemon, container)
+    await daemon.pods.stop_container(container, 5.0)
+    assert (await daemon.ended(container)).state is ContainerState.EXITED
+
+
+async def test_a_guest_that_stops_while_it_is_taken_over(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recovery, "HELD_SECONDS", 0.02)
+    monkeypatch.setattr(recovery, "ADOPT_SECONDS", 0.2)
+    pod = await node.daemon.run_pod()
+    container = await node.daemon.run(pod, "sh", "-c", "sleep 1000")
+    machine = node.daemon.machine(pod)
+    machine.held = "the host has no room"
+    machine.guest.faults.delay("agent.containers", 60)
+    daemon = await node.restart()
+    assert daemon.pods.sandbox(pod).state is SandboxState.READY
+    machine.held = ""
+    assert await runs_again(daemon, container)
+
+
+async def runs_again(daemon: Daemon, container: str) -> bool:
+    async with asyncio.timeout(PATIENCE):
+        while True:
+            with contextlib.suppress(VmHeld):
+                return (await daemon.pods.exec_sync(container, ["true"], 5.0)).exit_code == 0
+            await asyncio.sleep(0.01)
+
+
+async def test_a_pod_that_is_stopped_while_its_guest_does_not_run(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recovery, "HELD_SECONDS", 0.05)
+    pod = await node.daemon.run_pod()
+    await node.daemon.run(pod, "sh", "-c", "sleep 1000")
+    faults = Faults()
+    faults.fail("sandbox.adopt", VmHeld("the host has no room"), times=-1)
+    daemon = await node.restart(faults)
+    await daemon.pods.stop_sandbox(pod)
+    assert daemon.pods.sandbox(pod).state is SandboxState.NOTREADY
+    await daemon.pods.remove_sandbox(pod)
+    await asyncio.sleep(0.1)
+    await daemon.nothing_left()

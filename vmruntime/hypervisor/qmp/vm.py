@@ -14,6 +14,8 @@ from vmruntime.hypervisor.qemu.endings import Endings
 from vmruntime.hypervisor.qemu.machine_argv import BALLOON
 from vmruntime.hypervisor.qmp.devices import Devices
 from vmruntime.hypervisor.qmp.monitor import Monitor
+from vmruntime.hypervisor.qmp.room import RoomWatch
+from vmruntime.hypervisor.vsock import vsock_answers
 from vmruntime.model.resources import VmSize
 
 LAST_WORDS = 1.0
@@ -45,6 +47,7 @@ class QmpVm:
         self.directory = Path(handle.directory)
         self.console = ConsoleFile(self.directory) if self._by_firmware else ConsoleLog(self.directory)
         self._endings = Endings(monitor)
+        self._room = RoomWatch(handle.id[:13], monitor, self.resume, self._check_vsock)
         self._end = VmEnd.LOST
         self._killed = False
         self._helper_ended = asyncio.Event()
@@ -63,6 +66,8 @@ class QmpVm:
         for helper in self._helpers:
             self._scope.start(self._note_helper_end(helper), "helper")
         await self._devices.learn()
+        await self._room.look()
+        self._scope.start(self._room.watch(), "room")
         if self._by_firmware:
             await poll_balloon(self._monitor, self._balloon)
             await self._endings.look()
@@ -121,6 +126,11 @@ class QmpVm:
     async def reset(self) -> None:
         """Reset the machine."""
         await self._monitor.execute("system_reset")
+
+    @property
+    def held(self) -> str:
+        """Why the guest does not run; empty: it is not held."""
+        return self._room.held
 
     @property
     def reboots(self) -> int:
@@ -190,6 +200,12 @@ class QmpVm:
             status: Its exit status as of subprocess; None: nobody knows it.
         """
         raise NotImplementedError
+
+    async def _check_vsock(self) -> None:
+        """Find out whether the vsock helper is of use after the VM was held: vhost-device-vsock 0.3 can lock up."""
+        if self._handle.vsock and not await vsock_answers(Path(self._handle.vsock)):
+            self._lost_helper = "its vsock helper did not outlive that the VM was held for want of room on the host"
+            self._helper_ended.set()
 
     async def _note_helper_end(self, helper: DetachedProcess) -> None:
         name = helper.name

@@ -67,7 +67,13 @@ class ImageSandbox:
             "running": vm is not None,
             "guest_ready": machine.guest_ready,
             "reboots": vm.reboots if vm is not None else 0,
+            "held": self.held,
         }
+
+    @property
+    def held(self) -> str:
+        """Why the guest does not run."""
+        return self._machine.vm.held if self._machine.vm is not None else ""
 
     def layer_name(self, serial: str) -> str:
         """Return the serial; an image pod's layers are never told to a guest."""
