@@ -80,15 +80,26 @@ class Ledger:
 
     async def record(self, resource: Resource) -> None:
         """Write down a resource that is about to be made; the same kind and key replaces."""
+        await self._database.write(lambda connection: _put(connection, resource), adds=True)
 
-        def change(connection: sqlite3.Connection) -> None:
-            connection.execute(
-                "INSERT INTO resources (kind, key, owner, record) VALUES (?, ?, ?, ?)"
-                " ON CONFLICT (kind, key) DO UPDATE SET owner = excluded.owner, record = excluded.record",
-                (resource.kind.value, resource.key, resource.owner, _encode(resource)),
-            )
+    async def claim(self, resource: Resource) -> None:
+        """Write down a resource that is about to be made and that nobody else may have.
 
-        await self._database.write(change, adds=True)
+        Raises:
+            AlreadyExists: Another owner has it; the message names that one.
+        """
+
+        def change(connection: sqlite3.Connection) -> str:
+            row = connection.execute(
+                "SELECT owner FROM resources WHERE kind = ? AND key = ?", (resource.kind.value, resource.key)
+            ).fetchone()
+            if row is not None and row[0] != resource.owner:
+                return str(row[0])
+            _put(connection, resource)
+            return ""
+
+        if other := await self._database.write(change, adds=True):
+            raise AlreadyExists(f"the {resource.kind.value} {resource.key} is of {other[:13]}")
 
     async def forget(self, resource: Resource) -> None:
         """Strike out a resource that is released."""
@@ -147,6 +158,14 @@ class Facts:
         await self._database.write(
             lambda c: c.execute("INSERT OR REPLACE INTO facts (name, value) VALUES (?, ?)", (name, value))
         )
+
+
+def _put(connection: sqlite3.Connection, resource: Resource) -> None:
+    connection.execute(
+        "INSERT INTO resources (kind, key, owner, record) VALUES (?, ?, ?, ?)"
+        " ON CONFLICT (kind, key) DO UPDATE SET owner = excluded.owner, record = excluded.record",
+        (resource.kind.value, resource.key, resource.owner, _encode(resource)),
+    )
 
 
 def _decode(data: bytes, type_: type[Any]) -> Any:

@@ -69,6 +69,18 @@ async def test_the_ledger_gives_newest_first(database: Database) -> None:
     assert await ledger.all() == [made[2], made[0]]
 
 
+async def test_what_one_owner_has_nobody_else_can_claim(database: Database) -> None:
+    ledger = Ledger(database)
+    mine = Resource(owner="one", kind=ResourceKind.MACHINE, key="uuid", data={"driver": "qemu"})
+    await ledger.claim(mine)
+    await ledger.claim(mine)
+    with pytest.raises(AlreadyExists, match="the machine uuid is of one"):
+        await ledger.claim(Resource(owner="two", kind=ResourceKind.MACHINE, key="uuid"))
+    assert await ledger.all() == [mine]
+    await ledger.forget(mine)
+    await ledger.claim(Resource(owner="two", kind=ResourceKind.MACHINE, key="uuid"))
+
+
 async def test_context_ids_are_unique_and_reused(database: Database) -> None:
     ledger = Ledger(database)
     assert [await ledger.allocate_cid("s") for _ in range(3)] == [4096, 4097, 4098]
