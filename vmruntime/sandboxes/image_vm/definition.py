@@ -9,6 +9,7 @@ from typing import Literal
 
 import msgspec
 
+from vmruntime.errors import Internal
 from vmruntime.hypervisor.interface import Backing, Disk
 from vmruntime.model.container import Mount
 from vmruntime.model.image_pod import DiskDriver
@@ -62,6 +63,8 @@ class Definition(msgspec.Struct, frozen=True, kw_only=True):
         mounts: Volumes of the host on its share, which numbers them.
         console_start: Size of the console's file when the container was made: what is before is an earlier one's.
         started_at: Nanoseconds since the epoch, written before it is started; 0: it was not.
+        booted: The guest was let run: written a moment after. A start that a daemon did not get so far with is undone.
+        guest_ready: The guest has said that it is up, which it does once.
         ended: None: nobody has seen its end.
     """
 
@@ -72,16 +75,24 @@ class Definition(msgspec.Struct, frozen=True, kw_only=True):
     mounts: list[Mount] = []
     console_start: int = 0
     started_at: int = 0
+    booted: bool = False
+    guest_ready: bool = False
     ended: MachineExit | None = None
 
 
 def load(directory: Path) -> Definition | None:
-    """Return the definition in a directory; None: there is none. Blocks."""
+    """Return the definition in a directory; None: there is none. Blocks.
+
+    Raises:
+        Internal: It cannot be read.
+    """
+    path = directory / FILE
     try:
-        data = (directory / FILE).read_bytes()
+        return msgspec.json.decode(path.read_bytes(), type=Definition)
     except FileNotFoundError:
         return None
-    return msgspec.json.decode(data, type=Definition)
+    except (OSError, msgspec.MsgspecError) as error:
+        raise Internal(f"what the pod's machine is made of cannot be read from {path}: {error}") from error
 
 
 def save(directory: Path, definition: Definition) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import structlog
@@ -34,14 +35,32 @@ POLL = 0.01
 class Helpers:
     """The helpers of one machine. Their processes are in the ledger, and end with it."""
 
-    def __init__(self, sandbox: Sandbox, settings: Settings, record: Recorder, directory: Path, disks: Path) -> None:
+    def __init__(
+        self,
+        sandbox: Sandbox,
+        settings: Settings,
+        record: Recorder,
+        directory: Path,
+        disks: Path,
+        on_ready: Callable[[], None],
+    ) -> None:
+        """Start nothing yet.
+
+        Args:
+            sandbox: The pod.
+            settings: The daemon's.
+            record: Told of each process before it runs.
+            directory: The machine's runtime directory.
+            disks: The pod's directory of disks.
+            on_ready: Called when the guest says that it is up, as often as it says so.
+        """
         self._sandbox = sandbox
         self._settings = settings
         self._record = record
         self._directory = directory
         self._disks = disks
+        self._on_ready = on_ready
         self._notices: BootNotices | None = None
-        self.guest_ready = False
 
     async def before(self, account: Account, cid: int) -> Extras:
         """Start what has to be there before the VM, and return what the machine is to have for it.
@@ -49,7 +68,6 @@ class Helpers:
         Raises:
             FailedPrecondition: This host cannot give it a TPM.
         """
-        self.guest_ready = False
         tpm = await self._start_tpm(account) if image_pod(self._sandbox).tpm else None
         return Extras(oem_strings=[notify_credential(cid)], tpm=tpm)
 
@@ -107,9 +125,8 @@ class Helpers:
         )
 
     def _heard(self, notice: dict[str, str]) -> None:
-        if notice.get("READY") == "1" and not self.guest_ready:
-            self.guest_ready = True
-            log.info("guest is up", sandbox=self._sandbox.id)
+        if notice.get("READY") == "1":
+            self._on_ready()
 
     async def _start_tpm(self, account: Account) -> Path:
         """Start swtpm; what it keeps stays with the pod's disk."""

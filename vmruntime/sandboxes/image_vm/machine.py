@@ -7,7 +7,6 @@ import contextlib
 import dataclasses
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Protocol
 
 import msgspec
@@ -15,15 +14,14 @@ import structlog
 
 from vmruntime.agent.errors import AgentError
 from vmruntime.agent.interface import GuestContainerState, GuestPhase
-from vmruntime.aio.detached import ProcessIdentity
 from vmruntime.aio.inotify import FileChanges
 from vmruntime.aio.pipeline import in_thread
 from vmruntime.aio.tasks import TaskScope
 from vmruntime.clock import Clock
 from vmruntime.config.settings import Settings
-from vmruntime.errors import Code, VmruntimeError
+from vmruntime.errors import AlreadyExists, Code, FailedPrecondition, VmruntimeError
 from vmruntime.hypervisor.errors import HypervisorError, VmGone
-from vmruntime.hypervisor.interface import Hypervisor, Nic, VirtualMachine, VmEnd, VmHandle, VmSpec
+from vmruntime.hypervisor.interface import Hypervisor, Nic, VirtualMachine, VmEnd, VmSpec
 from vmruntime.model.ledger import Resource, ResourceKind
 from vmruntime.model.resources import VmSize
 from vmruntime.model.sandbox import Sandbox
@@ -32,11 +30,13 @@ from vmruntime.sandboxes.image_vm import definition as definitions
 from vmruntime.sandboxes.image_vm.boot import firmware_boot, machine_uuid
 from vmruntime.sandboxes.image_vm.console_log import ConsoleOutput
 from vmruntime.sandboxes.image_vm.definition import Definition, MachineExit
+from vmruntime.sandboxes.image_vm.handle import machine_handle
 from vmruntime.sandboxes.image_vm.helpers import Helpers
 from vmruntime.sandboxes.image_vm.prepare import Account
-from vmruntime.sandboxes.ledger import OwnedResources, process_identity
+from vmruntime.sandboxes.ledger import OwnedResources
 from vmruntime.sandboxes.placement import recorder
 from vmruntime.sandboxes.vm_volumes import SHARE_ROLE, VmVolumes
+from vmruntime.volumes.share import withdraw
 
 log = structlog.get_logger(__name__)
 
@@ -88,7 +88,7 @@ class ImageMachine:
         self.disks = parts.paths.pod_disks(sandbox.id)
         self._parts = parts
         record = recorder(parts.owned, sandbox.id)
-        self._helpers = Helpers(sandbox, parts.settings, record, self.directory, self.disks)
+        self._helpers = Helpers(sandbox, parts.settings, record, self.directory, self.disks, self._guest_is_up)
         self._definition: Definition | None = None
         self._console: ConsoleOutput | None = None
         self._vm: VirtualMachine | None = None
@@ -114,7 +114,7 @@ class ImageMachine:
     @property
     def guest_ready(self) -> bool:
         """Whether the guest has said that it is up; guests that cannot never do."""
-        return self._helpers.guest_ready
+        return self._definition is not None and self._definition.guest_ready
 
     @property
     def parts(self) -> MachineParts:
@@ -161,7 +161,7 @@ class ImageMachine:
                 await self._console.forget()
             await in_thread(lambda: definitions.forget(self.disks))
             self._definition = self._console = None
-            await self._parts.owned.release(self.sandbox.id, only=lambda one: one.kind is ResourceKind.MACHINE)
+            await self._release_machine()
 
     async def start(self, container_id: str) -> int:
         """Start the machine and return when, in nanoseconds since the epoch; it runs already: when it was started.
@@ -175,14 +175,17 @@ class ImageMachine:
                 raise AgentError(f"the VM has ended: {defined.ended.message}", Code.FAILED_PRECONDITION)
             if self._vm is not None:
                 return defined.started_at
-            await self._save(msgspec.structs.replace(defined, started_at=self._parts.clock.now_ns()))
             try:
+                await self._save(msgspec.structs.replace(defined, started_at=self._parts.clock.now_ns()))
                 vm = await self._boot(defined)
-            except VmruntimeError as error:
+            except (VmruntimeError, OSError) as error:
                 log.warning("machine not started", sandbox=self.sandbox.id, error=str(error))
                 self._definition = defined
                 await self._note_end(EXIT_CODES[VmEnd.LOST], f"the VM could not be started: {error}")
                 raise AgentError(str(error), Code.FAILED_PRECONDITION) from error
+            except BaseException:
+                await asyncio.shield(self._save(defined))
+                raise
             self._runs(vm)
             return self._known(container_id).started_at
 
@@ -190,10 +193,13 @@ class ImageMachine:
         """Find out what became of the machine while no daemon ran."""
         self._definition = defined = await in_thread(lambda: definitions.load(self.disks))
         self._console = self._output(defined) if defined is not None else None
-        if defined is None or defined.ended is not None or defined.started_at == 0:
+        if defined is None or defined.ended is not None or not defined.booted:
+            await self._undo_start(defined)
             return
         try:
-            handle = await self._handle()
+            handle = await machine_handle(self.sandbox, self.directory, self._parts.owned.ledger, self._parts.driver)
+            if handle.driver not in self._parts.hypervisors:
+                raise VmGone(f"the driver {handle.driver}, which it runs under, cannot be used any more")
             vm = await self._parts.hypervisors[handle.driver].adopt(handle)
         except (VmGone, HypervisorError) as error:
             await self._release_helpers()
@@ -215,10 +221,10 @@ class ImageMachine:
         async with self._changing:
             vm = self._vm
             if vm is None:
-                await self._end_unstarted()
+                await self._note_end(EXIT_CODES[VmEnd.KILLED], "the VM was never started")
                 return
-            self._killed_on_request = True
             await vm.kill()
+            self._killed_on_request = True  # nobody looks before the lock is free
         await self.ended.wait()
 
     async def shut_down(self, grace: float) -> None:
@@ -233,10 +239,10 @@ class ImageMachine:
     async def resize(self, size: VmSize) -> None:
         """Make the machine so large, now or when it is started."""
         async with self._changing:
-            if self._definition is not None and self._definition.ended is None:
-                await self._save(msgspec.structs.replace(self._definition, size=size))
             if self._vm is not None:
                 await self._vm.resize(size)
+            if self._definition is not None and self._definition.ended is None:
+                await self._save(msgspec.structs.replace(self._definition, size=size))
 
     def state(self) -> GuestContainerState | None:
         """Return the container's state as an agent would tell it; None: there is none."""
@@ -270,15 +276,14 @@ class ImageMachine:
 
     async def close(self) -> None:
         """Let go of the machine; it goes on."""
-        await self._scope.close()
         await self._helpers.stop()
+        await self._scope.close()
         if self._vm is not None:
             await self._vm.close()
 
     async def withdraw_volumes(self, container_id: str) -> None:
-        """Take away a container's volumes from the share."""
-        if self._volumes is not None:
-            await self._volumes.withdraw(container_id)
+        """Take away a container's volumes from the share, which stays when its machine ends."""
+        await withdraw(self._parts.paths.share(self.sandbox.id), container_id)
 
     def _known(self, container_id: str) -> Definition:
         if self._definition is None or self._definition.container_id != container_id:
@@ -296,13 +301,12 @@ class ImageMachine:
     async def _boot(self, defined: Definition) -> VirtualMachine:
         """Start the VM, give it what is plugged in, and let the guest run; on failure nothing stays."""
         parts, sandbox = self._parts, self.sandbox
-        uuid = machine_uuid(sandbox)
         await self._release_helpers()
         record = recorder(parts.owned, sandbox.id)
         async with contextlib.AsyncExitStack() as undo:
             undo.push_async_callback(self._release_helpers)
-            resource = Resource(owner=sandbox.id, kind=ResourceKind.MACHINE, key=uuid, data={"driver": parts.driver})
-            await parts.owned.ledger.record(resource)
+            undo.push_async_callback(self._release_machine)
+            await self._claim_uuid()
             account = Account.of(parts.settings.hypervisor.user)
             cid = await parts.owned.ledger.allocate_cid(sandbox.id)
             extras = await self._helpers.before(account, cid)
@@ -319,6 +323,7 @@ class ImageMachine:
             await self._plug_in(vm, defined)
             await self._helpers.beside(vm.handle)
             await vm.resume()
+            await self._save(msgspec.structs.replace(self._known(defined.container_id), booted=True))
             undo.pop_all()
         return vm
 
@@ -357,25 +362,33 @@ class ImageMachine:
             if self._stopping is not None:
                 self._stopping.cancel()
                 self._stopping = None
-            message = "the VM was ended: it did not shut down in time" if self._killed_on_request else reason
-            code = EXIT_CODES[VmEnd.KILLED if self._killed_on_request else vm.end]
+            # A guest may have ended by itself at the last moment.
+            killed = self._killed_on_request and vm.end not in (VmEnd.POWEROFF, VmEnd.CRASH)
+            message = "the VM was ended: it did not shut down in time" if killed else reason
+            code = EXIT_CODES[VmEnd.KILLED if killed else vm.end]
             # Written down first: until then a daemon that comes after this one can learn it from the hypervisor.
             self._vm = self._volumes = None
             await self._note_end(code, message)
-            await vm.kill()
-            await self._release_helpers()
-
-    async def _end_unstarted(self) -> None:
-        """A container that was never started can be stopped, too."""
-        if self._definition is not None and self._definition.ended is None and self._definition.started_at == 0:
-            await self._note_end(EXIT_CODES[VmEnd.KILLED], "the VM was never started")
+            for clean_up in (vm.kill, self._release_helpers):
+                try:
+                    await clean_up()
+                except VmruntimeError as error:  # in the ledger all the same
+                    log.error("clean-up left something behind", sandbox=self.sandbox.id, error=str(error))
 
     async def _note_end(self, code: int, message: str) -> None:
         if self._definition is not None and self._definition.ended is None:
             ended = MachineExit(code=code, message=message, time=self._parts.clock.now_ns())
-            await self._save(msgspec.structs.replace(self._definition, ended=ended))
-            if self._console is not None:
-                await self._console.end()
+            found = msgspec.structs.replace(self._definition, ended=ended)
+            try:
+                await self._save(found)
+            except OSError as error:  # a later daemon sees for itself that the machine has ended
+                log.error("machine's end not written down", sandbox=self.sandbox.id, error=str(error))
+                self._definition = found
+            try:
+                if self._console is not None:
+                    await self._console.end()
+            except AgentError as error:
+                log.error("console's end not written down", sandbox=self.sandbox.id, error=str(error))
             log.info("machine ended", sandbox=self.sandbox.id, exit_code=code, reason=message)
         self.ended.set()
         self._tell()
@@ -396,9 +409,15 @@ class ImageMachine:
             except VmruntimeError as error:
                 log.warning("power button not pressed", sandbox=self.sandbox.id, error=str(error))
             pressed += 1
-            if pressed > 1:  # its kernel may know no ACPI
+            async with asyncio.TaskGroup() as group:
+                group.create_task(asyncio.sleep(PRESS_SECONDS))
+                if pressed > 1:  # its kernel may know no ACPI; many guests have no agent either, and nobody answers
+                    group.create_task(self._ask_to_shut_down())
+
+    async def _ask_to_shut_down(self) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(PRESS_SECONDS):
                 await self._helpers.ask_to_shut_down()
-            await asyncio.sleep(PRESS_SECONDS)
 
     async def _release_helpers(self) -> None:
         await self._helpers.stop()
@@ -409,33 +428,38 @@ class ImageMachine:
             ),
         )
 
-    async def _handle(self) -> VmHandle:
-        """Put together, from the ledger, what the hypervisor needs to find the VM again."""
-        processes: dict[str, ProcessIdentity] = {}
-        cid, driver = 0, self._parts.driver
-        for resource in await self._parts.owned.ledger.owned_by(self.sandbox.id):
-            if resource.kind is ResourceKind.PROCESS:
-                processes.setdefault(resource.data["role"], process_identity(resource))
-            elif resource.kind is ResourceKind.CID:
-                cid = int(resource.key)
-            elif resource.kind is ResourceKind.MACHINE:
-                driver = resource.data["driver"]
-        if "qemu" not in processes:
-            raise VmGone("it was never started")
-        if driver not in self._parts.hypervisors:
-            raise VmGone(f"the driver {driver}, which it runs under, cannot be used any more")
-        return VmHandle(
-            id=self.sandbox.id,
-            driver=driver,
-            process=processes["qemu"],
-            helpers=[processes[role] for role in ("vsock", SHARE_ROLE) if role in processes],
-            directory=str(self.directory),
-            cid=cid,
-            vsock=str(hybrid_socket(self.directory)) if "vsock" in processes else "",
-            uuid=machine_uuid(self.sandbox),
-        )
+    async def _claim_uuid(self) -> None:
+        """Write down the machine, unless another pod has one with its UUID.
 
+        Raises:
+            FailedPrecondition: It has; nothing was done.
+        """
+        uuid, owner = machine_uuid(self.sandbox), self.sandbox.id
+        data = {"driver": self._parts.driver}
+        machine = Resource(owner=owner, kind=ResourceKind.MACHINE, key=uuid, data=data)
+        try:
+            await self._parts.owned.ledger.claim(machine)
+        except AlreadyExists as error:
+            raise FailedPrecondition(
+                f"annotation vmruntime.io/system-uuid: {uuid!r} is taken by another pod's machine: {error}",
+                remedy="give each pod a UUID of its own, or leave the annotation out",
+            ) from error
 
-def hybrid_socket(directory: Path) -> Path:
-    """Return where vhost-device-vsock listens for connections to the guest."""
-    return directory / "helpers" / "vsock.sock"
+    async def _release_machine(self) -> None:
+        await self._parts.owned.release(self.sandbox.id, only=lambda one: one.kind is ResourceKind.MACHINE)
+
+    async def _undo_start(self, defined: Definition | None) -> None:
+        """Take away what a daemon that was killed meanwhile began to start, or left of a machine that had ended."""
+        await self._release_helpers()
+        if defined is not None and defined.ended is None and defined.started_at:
+            await self._release_machine()
+            await self._save(msgspec.structs.replace(defined, started_at=0))
+
+    def _guest_is_up(self) -> None:
+        self._scope.start(self._note_guest_is_up(), "guest is up")
+
+    async def _note_guest_is_up(self) -> None:
+        async with self._changing:
+            if self._vm is not None and self._definition is not None and not self._definition.guest_ready:
+                await self._save(msgspec.structs.replace(self._definition, guest_ready=True))
+                log.info("guest is up", sandbox=self.sandbox.id)
