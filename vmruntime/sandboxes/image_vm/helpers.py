@@ -16,6 +16,7 @@ from vmruntime.aio.pipeline import in_thread
 from vmruntime.config.settings import Settings
 from vmruntime.errors import FailedPrecondition, VmruntimeError
 from vmruntime.hypervisor.errors import HypervisorError
+from vmruntime.hypervisor.helpers import make_helper_directory
 from vmruntime.hypervisor.interface import Recorder, VmHandle
 from vmruntime.hypervisor.vsock import tail_of
 from vmruntime.model.sandbox import Sandbox
@@ -136,6 +137,9 @@ class Helpers:
             )
         state = self._disks / "tpm"
         await in_thread(lambda: _owned_directory(state, account))
+        # Beside the state it could be too long for a socket's address: the ids of pods are.
+        control = await in_thread(lambda: make_helper_directory(self._directory, account.name)) / "tpm.sock"
+        await in_thread(lambda: control.unlink(missing_ok=True))
 
         async def record(identity: ProcessIdentity) -> None:
             await self._record("tpm", identity)
@@ -143,21 +147,20 @@ class Helpers:
         process = await DetachedProcess.spawn(
             [
                 *("swtpm", "socket", "--tpm2", "--tpmstate", f"dir={state},mode=0600"),
-                *("--ctrl", f"type=unixio,path={state}/ctrl.sock,mode=0600", "--terminate"),
+                *("--ctrl", f"type=unixio,path={control},mode=0600", "--terminate"),
             ],
             record=record,
             log=self._directory / "tpm.log",
             user=account.name,
         )
         deadline = asyncio.get_running_loop().time() + TPM_SECONDS
-        while not (state / "ctrl.sock").is_socket():
+        while not control.is_socket():
             if not process.alive or asyncio.get_running_loop().time() > deadline:
                 raise HypervisorError(f"the TPM did not start: {tail_of(self._directory / 'tpm.log')}")
             await asyncio.sleep(POLL)
-        return state / "ctrl.sock"
+        return control
 
 
 def _owned_directory(path: Path, account: Account) -> None:
     path.mkdir(mode=0o700, exist_ok=True)
-    (path / "ctrl.sock").unlink(missing_ok=True)
     os.chown(path, account.uid, account.gid)
