@@ -176,6 +176,17 @@ def boot(
     return Machine(daemon, name, pod, container)
 
 
+def up_and_down(daemon: Daemon, name: str, image: str) -> None:
+    """Boot the small image, see its guest come up, and shut it down."""
+    machine = boot(daemon, name, image)
+    machine.wait_agent()
+    assert machine.out("hostname") == name
+    machine.wait_for_log("small: up after")
+    machine.stop(60)
+    ended = machine.status()
+    assert (ended.exit_code, ended.reason) == (0, "Completed"), ended.message
+
+
 def ssh_key(directory: Path) -> tuple[Path, str]:
     """Make an SSH key; return the private one's file and the public one."""
     key = directory / "id_ed25519"
