@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import subprocess
 import tempfile
 import time
@@ -11,7 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from bench.bed import Bed, timed
+from bench.image_pods import image_pod_memory, image_pod_start
 from bench.load import event_loop_stall, ten_pods_at_once
+from bench.processes import by_program, field, pod_memory
 from bench.raw_boot import boot_once
 from bench.records import Record, percentile, record
 from bench.seeded import listing_with_200_pods
@@ -122,43 +122,16 @@ def image_pull(bed: Bed) -> list[Record]:
 def memory(bed: Bed) -> list[Record]:
     """Proportional set size of idle pods by process, and the daemon's resident memory while it has them."""
     pods = [bed.run_pod() for _ in range(IDLE_PODS)]
-    by_program: dict[str, list[float]] = {}
-    totals = []
-    for pod in pods:
-        found = {name: pss for name, pss in _processes_of(pod, bed)}
-        totals.append(sum(found.values()))
-        for name, pss in found.items():
-            by_program.setdefault(name, []).append(pss)
+    found = [pod_memory(bed.daemon, pod) for pod in pods]
     for _ in range(20):
         bed.daemon.runtime.ListPodSandbox(cri.ListPodSandboxRequest())
-    resident = _field(bed.daemon.pid, "status", "VmRSS:") / 1024
+    resident = field(bed.daemon.pid, "status", "VmRSS:") / 1024
     for pod in pods:
         bed.remove_pod(pod)
-    extra = {f"{name}_mib": round(percentile(values, 50), 1) for name, values in by_program.items()}
     return [
-        record("pss_idle_pod", "MiB", totals, extra=extra),
+        record("pss_idle_pod", "MiB", [one.total for one in found], extra=by_program(found)),
         record("daemon_rss_20_pods", "MiB", [resident], extra={"pods": IDLE_PODS}),
     ]
-
-
-def _processes_of(pod: str, bed: Bed) -> list[tuple[str, float]]:
-    found = []
-    marks = (f"guest=vmruntime-{pod[:13]}", f"{bed.daemon.run}/sandboxes/{pod[:13]}")
-    for directory in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            line = (directory / "cmdline").read_bytes().decode(errors="replace")
-            if any(mark in line for mark in marks):
-                name = os.path.basename(line.split("\0", 1)[0])
-                found.append((name, _field(int(directory.name), "smaps_rollup", "Pss:") / 1024))
-    return found
-
-
-def _field(pid: int, file: str, name: str) -> float:
-    """Return a value in KiB of /proc/PID/FILE."""
-    for line in Path(f"/proc/{pid}/{file}").read_text().splitlines():
-        if line.startswith(name):
-            return float(line.split()[1])
-    raise KeyError(name)
 
 
 def exec_sync(bed: Bed) -> list[Record]:
@@ -188,6 +161,8 @@ MEASURES: dict[str, Measure] = {
     "image_pull": image_pull,
     "pss_idle_pod": memory,
     "daemon_rss_20_pods": memory,
+    "image_pod_start": image_pod_start,
+    "pss_idle_image_pod": image_pod_memory,
     "exec_sync": exec_sync,
     "exec_throughput": exec_throughput,
     "port_forward_throughput": port_forward_throughput,
