@@ -25,8 +25,8 @@ from vmruntime.config.settings import HypervisorSettings
 from vmruntime.generated import cri_pb2 as cri
 from vmruntime.hypervisor.libvirt.domain import QEMU_NAMESPACE
 
-ROUNDS = 7
-IDLE_MACHINES = 3
+ROUNDS = 6
+IDLE_MACHINES = 2
 SETTLE_SECONDS = 5.0
 IMAGE = "virtlet.cloud/small"
 KERNEL = b"Linux version"
@@ -70,7 +70,7 @@ def image_pod_memory(bed: Bed) -> list[Record]:
         for machine in machines:
             machine.wait_agent()
         time.sleep(SETTLE_SECONDS)
-        found = [pod_memory(daemon, machine.pod) for machine in machines]
+        found = [pod_memory(machine.pod) for machine in machines]
         for machine in machines:
             _remove(machine)
     extra = {

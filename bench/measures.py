@@ -122,7 +122,7 @@ def image_pull(bed: Bed) -> list[Record]:
 def memory(bed: Bed) -> list[Record]:
     """Proportional set size of idle pods by process, and the daemon's resident memory while it has them."""
     pods = [bed.run_pod() for _ in range(IDLE_PODS)]
-    found = [pod_memory(bed.daemon, pod) for pod in pods]
+    found = [pod_memory(pod) for pod in pods]
     for _ in range(20):
         bed.daemon.runtime.ListPodSandbox(cri.ListPodSandboxRequest())
     resident = field(bed.daemon.pid, "status", "VmRSS:") / 1024

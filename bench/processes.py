@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
 
 from bench.records import percentile
-from tests.support.daemon import Daemon
-from vmruntime.generated import cri_pb2 as cri
 
 _MAPPING = re.compile(r"[0-9a-f]+-[0-9a-f]+ (\S+) \S+ \S+ \S+\s*(.*)")
 
@@ -42,17 +39,21 @@ class Memory(msgspec.Struct, frozen=True, kw_only=True):
         return self.total - self.guest
 
 
-def pod_memory(daemon: Daemon, pod: str) -> Memory:
-    """Return what the processes of a pod take."""
-    programs = dict(_processes_of(daemon, pod))
-    by_program: dict[str, float] = {}
+def pod_memory(pod: str) -> Memory:
+    """Return what the processes of a pod, by its id, take."""
+    return memory_of(dict(_processes_of(pod)))
+
+
+def memory_of(processes: Mapping[int, str]) -> Memory:
+    """Return what processes take, given by pid and program."""
+    taken: dict[str, float] = {}
     guest = code = 0.0
-    for pid, program in programs.items():
-        by_program[program] = by_program.get(program, 0.0) + field(pid, "smaps_rollup", "Pss:") / 1024
+    for pid, program in processes.items():
+        taken[program] = taken.get(program, 0.0) + field(pid, "smaps_rollup", "Pss:") / 1024
         for permissions, name, pss in _mappings(pid):
             guest += pss / 1024 if name.startswith("/memfd:") else 0.0
             code += pss / 1024 if permissions.startswith("rwx") else 0.0
-    return Memory(by_program=by_program, guest=guest, code=code)
+    return Memory(by_program=taken, guest=guest, code=code)
 
 
 def by_program(pods: Sequence[Memory]) -> dict[str, float]:
@@ -72,18 +73,13 @@ def field(pid: int, file: str, name: str) -> float:
     raise KeyError(name)
 
 
-def _processes_of(daemon: Daemon, pod: str) -> Iterator[tuple[int, str]]:
-    """Iterate over pids and programs of those that have the pod in an argument, or are in its network namespace."""
-    marks = (f"guest=vmruntime-{pod[:13]}", f"{daemon.run}/sandboxes/{pod[:13]}")
-    request = cri.PodSandboxStatusRequest(pod_sandbox_id=pod, verbose=True)
-    info = json.loads(daemon.runtime.PodSandboxStatus(request).info["info"])
-    namespace = os.stat(info["netns"]).st_ino
+def _processes_of(pod: str) -> Iterator[tuple[int, str]]:
+    """Iterate over pids and programs of those in the pod's cgroup."""
     for directory in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            line = (directory / "cmdline").read_bytes().decode(errors="replace")
-            inside = (directory / "ns" / "net").stat().st_ino == namespace
-            if inside or any(mark in line for mark in marks):
-                yield int(directory.name), os.path.basename(line.split("\0", 1)[0])
+            if pod in (directory / "cgroup").read_text():
+                program = (directory / "cmdline").read_bytes().split(b"\0", 1)[0].decode(errors="replace")
+                yield int(directory.name), os.path.basename(program)
 
 
 def _mappings(pid: int) -> Iterator[tuple[str, str, float]]:
