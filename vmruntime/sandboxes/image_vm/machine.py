@@ -184,7 +184,9 @@ class ImageMachine:
                 await self._note_end(EXIT_CODES[VmEnd.LOST], f"the VM could not be started: {error}")
                 raise AgentError(str(error), Code.FAILED_PRECONDITION) from error
             except BaseException:
-                await asyncio.shield(self._save(defined))
+                with contextlib.suppress(OSError):  # the next daemon undoes it, too
+                    await asyncio.shield(self._save(defined))
+                self._definition = defined
                 raise
             self._runs(vm)
             return self._known(container_id).started_at
