@@ -97,6 +97,14 @@ async def test_resets_close_together_are_one_reboot() -> None:
     assert endings.end is None
 
 
+async def test_a_reset_that_is_a_part_of_the_start_is_no_reboot() -> None:
+    resets = [event("RESET", at, guest=False, reason="host-qmp-system-reset") for at in (10, 20)]
+    endings = Endings(cast(Monitor, Telling(*resets)))
+    endings.expect_reset()
+    await endings.listen()
+    assert endings.reboots == 1
+
+
 def test_an_exit_status() -> None:
     assert end_by_status(-signal.SIGKILL) is VmEnd.KILLED
     for status in (None, 0, 1, -signal.SIGSEGV, -signal.SIGABRT):

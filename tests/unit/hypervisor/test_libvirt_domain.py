@@ -43,6 +43,7 @@ def domain(
     security: list[str] | None = None,
     vsock_native: bool = False,
     loader: Path | None = None,
+    native: list[Disk] | None = None,
 ) -> ET.Element:
     spec = VmSpec(
         id="ab" * 32,
@@ -57,7 +58,7 @@ def domain(
             spec=spec,
             uuid=FIRMWARE.uuid,
             name=FIRMWARE.name,
-            disks=list(disks),
+            disks=list(disks) if native is None else native,
             architecture=ARCHITECTURES["x86_64"],
             accelerator=accelerator,
             emulator="/usr/bin/qemu-system-x86_64",
@@ -117,6 +118,12 @@ def test_a_panicked_machine_stays_for_a_later_daemon_to_see() -> None:
     ]
     found = domain(KERNEL)
     assert {found.findtext(f"on_{event}") for event in ("poweroff", "reboot", "crash")} == {"destroy"}
+
+
+def test_no_other_disk_is_booted_from_when_the_first_is_plugged_in_later() -> None:
+    volume = Disk(path=Path("/dev/vg/root"), serial="root", readonly=False)
+    (seed,) = domain(FIRMWARE, volume, SEED, native=[SEED]).findall("devices/disk")
+    assert (seed.findtext("serial"), seed.find("boot")) == ("seed", None)
 
 
 def test_disks_are_descriptors_and_their_chains_end_where_we_say() -> None:

@@ -148,7 +148,7 @@ def _devices(domain: ET.Element, machine: Machine) -> None:
     spec, boot = machine.spec, machine.spec.boot
     devices = ET.SubElement(domain, "devices")
     _text(devices, "emulator", machine.emulator)
-    _disks(devices, machine.disks)
+    _disks(devices, machine.disks, boot=spec.disks[0] if spec.disks else None)
     ET.SubElement(devices, "controller", type="scsi", index="0", model="virtio-scsi")
     screen = isinstance(boot, FirmwareBoot) and boot.vnc
     ET.SubElement(devices, "controller", type="usb", index="0", model="qemu-xhci" if screen else "none")
@@ -171,7 +171,7 @@ def _devices(domain: ET.Element, machine: Machine) -> None:
             ET.SubElement(devices, "input", type=kind, bus="usb")
 
 
-def _disks(devices: ET.Element, disks: list[Disk]) -> None:
+def _disks(devices: ET.Element, disks: list[Disk], *, boot: Disk | None) -> None:
     names = {"sd": iter(_names("sd")), "vd": iter(_names("vd"))}
     for number, disk in enumerate(disks):
         bus = "virtio" if disk.driver is DiskDriver.VIRTIO and not disk.cdrom else "scsi"
@@ -188,7 +188,7 @@ def _disks(devices: ET.Element, disks: list[Disk]) -> None:
         if disk.readonly:
             ET.SubElement(element, "readonly")
         _text(element, "serial", disk.serial)
-        if number == 0:
+        if disk == boot:
             ET.SubElement(element, "boot", order="1")
 
 

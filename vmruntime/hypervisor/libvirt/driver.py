@@ -255,7 +255,11 @@ class LibvirtHypervisor:
     async def _complete(self, vm: LibvirtVm, spec: VmSpec, native: list[Disk]) -> None:
         """Plug in what libvirt does not know of; a kernel of ours may run then."""
         for disk in spec.disks:
-            if disk not in native:
+            if disk in native:
+                continue
+            if disk is spec.disks[0] and isinstance(spec.boot, FirmwareBoot):
+                await vm.attach_boot_disk(disk)
+            else:
                 await vm.attach_disk(disk)
         if isinstance(spec.boot, FirmwareBoot):
             await plug_agent(vm.monitor, spec.directory)

@@ -72,6 +72,13 @@ class LibvirtVm(QmpVm):
             raise HypervisorError(f"a disk with the serial {disk.serial} is there already")
         await super().attach_disk(disk)
 
+    async def attach_boot_disk(self, disk: Disk) -> None:
+        """Plug in the disk to boot from, before the guest runs for the first time."""
+        await self._devices.attach_disk(disk, bootindex=1)
+        # QEMU makes the firmware's list anew at a reset. SeaBIOS starts no disk that is not in there.
+        self._endings.expect_reset()
+        await self._monitor.execute("system_reset")
+
     async def detach_disk(self, serial: str) -> None:
         """Unplug a disk that was plugged in; unknown serial: success."""
         if serial in self._serials:

@@ -48,6 +48,7 @@ class Endings:
         self.reboots = 0
         self._monitor = monitor
         self._last_reset = 0.0
+        self._expected = 0
 
     async def listen(self) -> None:
         """Note what happens, until the connection ends."""
@@ -77,7 +78,14 @@ class Endings:
             self._note(*found)
             self.over.set()
 
+    def expect_reset(self) -> None:
+        """Take the next reset for a part of the start."""
+        self._expected += 1
+
     def _note_reset(self, timestamp: dict[str, int]) -> None:
+        if self._expected:
+            self._expected -= 1
+            return
         when = timestamp["seconds"] + timestamp["microseconds"] / 1e6
         if when - self._last_reset > RESET_SECONDS:
             self.reboots += 1

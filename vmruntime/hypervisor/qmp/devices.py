@@ -59,8 +59,13 @@ class Devices:
         labels = {str(fd["opaque"]) for fdset in fdsets for fd in fdset["fds"] if "opaque" in fd}
         return {label for label in labels if not label.startswith(BACKING_LABEL)}
 
-    async def attach_disk(self, disk: Disk) -> None:
-        """Hot-plug a disk as a SCSI LUN or into a free root port; nothing stays behind when QEMU refuses."""
+    async def attach_disk(self, disk: Disk, *, bootindex: int | None = None) -> None:
+        """Hot-plug a disk as a SCSI LUN or into a free root port; nothing stays behind when QEMU refuses.
+
+        Args:
+            disk: The disk.
+            bootindex: Its place in the firmware's list, from the next reset on; None: it is not in there.
+        """
         by_port = disk.driver is DiskDriver.VIRTIO and not disk.cdrom
         check_disks([disk], await self.attached_disks() if by_port else ())
         node = node_name(disk.serial)
@@ -73,7 +78,7 @@ class Devices:
             arguments = disk_blockdev(disk, fdset, device=is_device, backing=backing)
             await self._monitor.execute("blockdev-add", arguments)
             undo.push_async_callback(self._quietly, "blockdev-del", {"node-name": node})
-            await self._monitor.execute("device_add", disk_device(disk, port=port))
+            await self._monitor.execute("device_add", disk_device(disk, port=port, bootindex=bootindex))
             undo.pop_all()
 
     async def detach_disk(self, serial: str) -> None:
