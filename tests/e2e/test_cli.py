@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import datetime
 import json
 import re
 import signal
@@ -221,6 +222,20 @@ def test_images(cli: Cli, node: Daemon, server: registry.Registry) -> None:
     tar = ROOT / "build/demo-images/busybox.tar"
     assert cli("image", "import", str(tar)).strip() == image
     assert cli("run", "--rm", image.removeprefix("sha256:")[:12], "echo", "by id") == "by id\n"
+    cli("run", "-d", "--name", "user", image, "sleep", "1000")
+    try:
+        assert re.search(r" in use *$", cli("image", "list"), re.MULTILINE)
+        assert cli("image", "prune", "--older-than", "0", "-q") == ""
+    finally:
+        cli("rm", "-f", "user")
+    used = json.loads(cli("image", "list", "-o", "json"))[0]
+    assert used["in_use"] is False
+    assert abs(time.time() - datetime.datetime.fromisoformat(used["last_used_at"]).timestamp()) < 60
+    assert re.search(r" ago *$", cli("image", "list"), re.MULTILINE)
+    assert cli("image", "prune", "--older-than", "1h", "-q") == ""
+    assert cli("image", "prune", "--older-than", "0", "-q") == f"{image}\n"
+    assert list((node.root / "layers").iterdir()) == []
+    assert cli("image", "import", str(tar)).strip() == image
     assert "no such file" in cli.fails("image", "import", "/no/such.tar")
 
 

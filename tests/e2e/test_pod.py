@@ -14,6 +14,7 @@ import pytest
 
 from tests.support.daemon import Daemon, container_config, running_daemon, sandbox_config
 from tests.support.pods import ask, create, run_pod, sh, start, status, wait_exit
+from tests.support.refusal import refused
 from vmruntime.generated import cri_pb2 as cri
 
 pytestmark = pytest.mark.vm
@@ -202,3 +203,17 @@ def kill_qemu(pod: str) -> None:
             os.kill(int(process.name), signal.SIGKILL)
             return
     raise AssertionError(f"no QEMU for {pod}")
+
+
+def test_checkpoints_are_refused_and_cost_nothing(daemon: Daemon, image: str, tmp_path: Path) -> None:
+    pod = run_pod(daemon, "forensics")
+    container = start(daemon, pod, image, "main", "sleep 1000")
+    path = str(tmp_path / "checkpoint")
+    with refused(grpc.StatusCode.UNIMPLEMENTED, f"container_id: '{container}'", "CRIU", "in a volume"):
+        daemon.runtime.CheckpointContainer(cri.CheckpointContainerRequest(container_id=container, location=path))
+    with refused(grpc.StatusCode.UNIMPLEMENTED, f"pod_sandbox_id: '{pod}'", "virtio-fs"):
+        daemon.runtime.CheckpointPod(cri.CheckpointPodRequest(pod_sandbox_id=pod, output_path=path))
+    with refused(grpc.StatusCode.UNIMPLEMENTED, "checkpoint_path", path):
+        daemon.runtime.RestorePod(cri.RestorePodRequest(checkpoint_path=path))
+    assert list(tmp_path.iterdir()) == []
+    assert sh(daemon, container, "echo here").stdout == b"here\n"

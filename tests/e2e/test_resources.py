@@ -52,11 +52,14 @@ def test_what_kubelet_sends_becomes_the_containers_limits(daemon: Daemon, image:
         oom_score_adj=999,
         cpuset_cpus="3",
         hugepage_limits=[cri.HugepageLimit(page_size="2MB", limit=0), cri.HugepageLimit(page_size="1GB", limit=0)],
-        unified={"memory.oom.group": "1"},
+        unified={"memory.oom.group": "1", "pids.max": "77"},
     )
     container = start(daemon, pod, image, "kubelet", "sleep 1000", linux=config)
     cgroup = "cd /sys/fs/cgroup && "
-    assert out(daemon, container, cgroup + "cat cpu.max memory.max memory.oom.group") == "50000 100000\n67108864\n1"
+    assert (
+        out(daemon, container, cgroup + "cat cpu.max memory.max memory.oom.group pids.max")
+        == "50000 100000\n67108864\n1\n77"
+    )
     assert out(daemon, container, "cat /proc/1/oom_score_adj") == "999"
 
     daemon.runtime.UpdateContainerResources(
@@ -65,7 +68,10 @@ def test_what_kubelet_sends_becomes_the_containers_limits(daemon: Daemon, image:
             linux=cri.LinuxContainerResources(cpu_quota=80_000, memory_limit_in_bytes=96 * MIB),
         )
     )
-    assert out(daemon, container, cgroup + "cat cpu.max memory.max memory.oom.group") == "80000 100000\n100663296\n1"
+    assert (
+        out(daemon, container, cgroup + "cat cpu.max memory.max memory.oom.group pids.max")
+        == "80000 100000\n100663296\n1\n77"
+    )
     found = status(daemon, container).resources.linux
     assert (found.cpu_quota, found.cpu_shares, found.memory_limit_in_bytes) == (80_000, 512, 96 * MIB)
 
