@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
@@ -35,6 +36,7 @@ from vmruntime.model.sandbox import NetworkInterface, Sandbox
 from vmruntime.model.stats import HostUsage
 from vmruntime.paths import Paths
 from vmruntime.sandboxes import scratch
+from vmruntime.sandboxes.guest_answers import console_words, dial_until_answer, until_not_held, why_silent
 from vmruntime.sandboxes.interface import LayerDisk, Published, RecordSerials, guest_device
 from vmruntime.sandboxes.ledger import OwnedResources, process_identity
 from vmruntime.sandboxes.placement import choose_cgroup, recorder
@@ -44,13 +46,10 @@ from vmruntime.sandboxes.vm_volumes import SHARE_ROLE, VmVolumes
 
 log = structlog.get_logger(__name__)
 
-DIAL_INTERVAL = 0.01
 READY_LINE = "vmruntime-agent: ready"
 ADOPT_TIMEOUT = 10.0
-HELD_INTERVAL = 0.1
-HELD_LOOKS = 50
-"""Together long enough for a guest that is held to be tried again."""
-LAST_WORDS = 2.0
+BOOTS_PER_PROCESSOR = 4
+"""More at once would not be up sooner, and a node that starts all its pods would run each of them into boot_timeout."""
 HELPER_ROLES = ("vsock", SHARE_ROLE)
 
 
@@ -201,6 +200,7 @@ class ContainerVmBackend:
         self._paths = paths
         self._settings = settings
         self._host_memory_mib = host_memory_mib
+        self._booting = asyncio.Semaphore(BOOTS_PER_PROCESSOR * (os.cpu_count() or 1))
 
     def size(self, sandbox: Sandbox, containers: Sequence[LinuxResources] = ()) -> VmSize:
         """Return the size that the sandbox's VM needs."""
@@ -231,9 +231,9 @@ class ContainerVmBackend:
             VmHeld: It does, and cannot be talked to yet.
         """
         vm = await self._hypervisor.adopt(await self._handle(sandbox.id))
-        await _until_not_held(vm)
+        await until_not_held(vm)
         try:
-            return await self._connect(sandbox, vm, _dial_until_answer, ADOPT_TIMEOUT, {})
+            return await self._connect(sandbox, vm, dial_until_answer, ADOPT_TIMEOUT, {})
         except BootFailed as error:
             if vm.held:
                 raise VmHeld(vm.held) from error
@@ -272,15 +272,19 @@ class ContainerVmBackend:
         began = time.monotonic()
         with tracing.span("vm.prepare"):
             spec = await self._prepare(sandbox)
-        prepared = time.monotonic()
+        phases = {"prepare": (time.monotonic() - began) * 1000}
+        async with self._booting:
+            return await self._boot(sandbox, spec, phases)
+
+    async def _boot(self, sandbox: Sandbox, spec: VmSpec, phases: dict[str, float]) -> ContainerVm:
+        began = time.monotonic()
         with tracing.span("vm.qemu"):
             vm = await self._hypervisor.start(spec, recorder(self._owned, sandbox.id))
-        started = time.monotonic()
-        phases = {"prepare": (prepared - began) * 1000, "qemu": (started - prepared) * 1000}
+        phases["qemu"] = (time.monotonic() - began) * 1000
 
         async def booted(dialer: Dialer) -> None:
             await vm.wait_for_console(READY_LINE)
-            await _dial_until_answer(dialer)
+            await dial_until_answer(dialer)
 
         with tracing.span("vm.agent"):
             return await self._connect(sandbox, vm, booted, self._settings.hypervisor.boot_timeout, phases)
@@ -312,7 +316,9 @@ class ContainerVmBackend:
                 hello = await agent.hello()
                 attached = await vm.attached_disks()
             except AgentGone as error:  # asked now: a VM that is closed notices no end any more
-                raise BootFailed(f"the guest did not come up: {await _why(vm, error)}{_console(vm)}") from error
+                raise BootFailed(
+                    f"the guest did not come up: {await why_silent(vm, error)}{console_words(vm)}"
+                ) from error
             undo.pop_all()
         phases["guest"] = (time.monotonic() - began) * 1000
         volumes = self._volumes(vm, sandbox)
@@ -329,11 +335,11 @@ class ContainerVmBackend:
             async with asyncio.timeout(timeout):
                 await asyncio.wait({ended, answered}, return_when=asyncio.FIRST_COMPLETED)
             if not answered.done():
-                raise BootFailed(f"the guest did not come up: {ended.result()}{_console(vm)}")
+                raise BootFailed(f"the guest did not come up: {ended.result()}{console_words(vm)}")
             answered.result()
         except TimeoutError:
             raise BootFailed(
-                f"the guest's agent did not answer within {timeout:g} s{_console(vm)}",
+                f"the guest's agent did not answer within {timeout:g} s{console_words(vm)}",
                 remedy="hypervisor.boot_timeout allows longer; vmruntime doctor checks the guest's files",
             ) from None
         finally:
@@ -368,47 +374,3 @@ class ContainerVmBackend:
             cid=cid,
             vsock=str(directory / "helpers" / "vsock.sock") if "vsock" in processes else "",
         )
-
-
-async def _until_not_held(vm: VirtualMachine) -> None:
-    """Wait for a guest to run; dialling one that does not is what vhost-device-vsock 0.3 loses its way over.
-
-    Raises:
-        VmHeld: It does not, and is let go of.
-    """
-    try:
-        for _ in range(HELD_LOOKS):
-            if not vm.held:
-                return
-            await asyncio.sleep(HELD_INTERVAL)
-    except BaseException:
-        await vm.close()
-        raise
-    await vm.close()
-    raise VmHeld(vm.held)
-
-
-async def _dial_until_answer(dialer: Dialer) -> None:
-    """Connect until the agent listens. A connection made too early is refused, by the host or by the guest's kernel."""
-    while True:
-        try:
-            connection = await dialer.dial()
-        except (OSError, TimeoutError):
-            await asyncio.sleep(DIAL_INTERVAL)
-        else:
-            connection.close()
-            return
-
-
-async def _why(vm: VirtualMachine, error: AgentGone) -> str:
-    """Return why a guest's agent was heard of and does not answer: mostly its VM has just ended."""
-    try:
-        async with asyncio.timeout(LAST_WORDS):
-            return await vm.wait()
-    except TimeoutError:
-        return f"its agent listens but does not answer: {error.message}"
-
-
-def _console(vm: VirtualMachine) -> str:
-    tail = vm.console_tail()
-    return f"; its console said:\n{tail}" if tail else "; its console said nothing"
