@@ -270,9 +270,8 @@ class FakeMachine:
         self._ended.set()
 
     async def _accept(self, server: socket.socket, serve: Callable[[socket.socket], Coroutine[Any, Any, None]]) -> None:
-        loop = asyncio.get_running_loop()
         while True:
-            connection, _ = await loop.sock_accept(server)
+            connection = await _accepted(server)
             self._serving.append(self._scope.start(serve(connection), "connection", owning=connection.close))
 
     async def _console_joined(self, connection: socket.socket) -> None:
@@ -333,6 +332,22 @@ async def _copy(source: socket.socket, sink: socket.socket) -> None:
             await loop.sock_sendall(sink, data)
     with contextlib.suppress(OSError):
         sink.shutdown(socket.SHUT_WR)
+
+
+async def _accepted(server: socket.socket) -> socket.socket:
+    """Accept a connection. Unlike loop.sock_accept() it loses none when it is cancelled the moment one comes."""
+    loop = asyncio.get_running_loop()
+    while True:
+        with contextlib.suppress(BlockingIOError):
+            connection, _ = server.accept()
+            connection.setblocking(False)
+            return connection
+        ready = asyncio.Event()
+        loop.add_reader(server, ready.set)
+        try:
+            await ready.wait()
+        finally:
+            loop.remove_reader(server)
 
 
 def _listening(path: Path) -> socket.socket:
