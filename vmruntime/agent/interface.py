@@ -12,6 +12,7 @@ import msgspec
 from vmruntime.model.container import ContainerSpec, ContainerUser
 from vmruntime.model.image import DiskImage
 from vmruntime.model.output import OutputRecord
+from vmruntime.model.resources import VmSize
 from vmruntime.model.sandbox import Dns, NetworkInterface, NetworkRoute, UserNamespace
 from vmruntime.model.stats import GuestUsage
 from vmruntime.model.streams import AttachSpec, ExecEnd, ExecSpec, OutputChunk, TerminalSize
@@ -102,12 +103,14 @@ class GuestMachine(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         image_id: "sha256:…".
         disk_path: The image's file.
+        size: Of the VM, as the limits of pod and container are now.
     """
 
     spec: ContainerSpec
     image_id: str
     disk: DiskImage
     disk_path: str
+    size: VmSize
 
 
 class GuestContainer(msgspec.Struct, frozen=True, kw_only=True):

@@ -32,7 +32,10 @@ async def machine_container(context: Context, live: Live, container: Container, 
     with tracing.span("container.volumes"):
         await live.running.publish_volumes(container.id, container.edited.mounts)
         await attach_devices(context, live, container)
-    machine = GuestMachine(spec=container.edited, image_id=image.id, disk=disk, disk_path=str(path))
+    # Not as the pod was when it was made: its limits may have changed.
+    sandbox = context.registry.sandbox(container.sandbox_id)
+    size = context.backend(sandbox).size(sandbox, [container.edited.resources])
+    machine = GuestMachine(spec=container.edited, image_id=image.id, disk=disk, disk_path=str(path), size=size)
     return GuestContainer(id=container.id, machine=machine)
 
 

@@ -94,8 +94,6 @@ class ImageVmBackend:
     async def _sandbox(self, sandbox: Sandbox) -> ImageSandbox:
         machine = ImageMachine(sandbox, self._parts)
         account = Account.of(self._parts.settings.hypervisor.user)
-        definer = Definer(
-            sandbox, machine.directory, machine.disks, account, lambda limits: self.size(sandbox, [limits])
-        )
+        definer = Definer(sandbox, machine.directory, machine.disks, account)
         agent = ImageAgent(machine, definer)
         return ImageSandbox(machine, agent, await agent.hello())

@@ -6,7 +6,7 @@ import hashlib
 import os
 import pwd
 import stat
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -18,7 +18,6 @@ from vmruntime.images.overlay import make_overlay
 from vmruntime.images.persistent_root import prepare as prepare_root
 from vmruntime.model.container import Device
 from vmruntime.model.image_pod import DiskDriver
-from vmruntime.model.resources import LinuxResources, VmSize
 from vmruntime.model.sandbox import Dns, Sandbox
 from vmruntime.sandboxes.image_vm.boot import image_pod
 from vmruntime.sandboxes.image_vm.definition import Definition, MachineDisk
@@ -83,9 +82,7 @@ def volume_serial(device: Device) -> str:
 class Definer:
     """Makes machines of one pod out of containers."""
 
-    def __init__(
-        self, sandbox: Sandbox, directory: Path, disks: Path, account: Account, size: Callable[[LinuxResources], VmSize]
-    ) -> None:
+    def __init__(self, sandbox: Sandbox, directory: Path, disks: Path, account: Account) -> None:
         """Make nothing yet.
 
         Args:
@@ -93,13 +90,11 @@ class Definer:
             directory: Its runtime directory, with the console's file.
             disks: Its directory of disks.
             account: Who its VM runs as.
-            size: Returns the size for a container's limits.
         """
         self._sandbox = sandbox
         self._directory = directory
         self._disks = disks
         self._account = account
-        self._size = size
 
     async def define(self, container_id: str, machine: GuestMachine) -> Definition:
         """Make everything that a container's machine needs on the host, and say what it is made of.
@@ -112,7 +107,7 @@ class Definer:
         return Definition(
             container_id=container_id,
             image_id=machine.image_id,
-            size=self._size(spec.resources),
+            size=machine.size,
             disks=await make_disks(self._sandbox, machine, self._disks, self._account, volumes),
             mounts=volumes.shared,
             console_start=await in_thread(lambda: console_size(self._directory)),

@@ -23,6 +23,7 @@ from vmruntime.model.container import ContainerMetadata, ContainerSpec
 from vmruntime.model.image import DiskImage
 from vmruntime.model.image_pod import ImagePod
 from vmruntime.model.ledger import Resource, ResourceKind
+from vmruntime.model.resources import VmSize
 from vmruntime.model.sandbox import (
     NetworkInterface,
     PodNetwork,
@@ -127,7 +128,10 @@ class Bed:
     def container(self, identifier: str = "c", **fields: Any) -> GuestContainer:
         """Return a request to create the container of a pod."""
         spec = ContainerSpec(metadata=ContainerMetadata(name="vm", attempt=0), image="vm", **fields)
-        machine = GuestMachine(spec=spec, image_id="sha256:" + "a" * 64, disk=DISK, disk_path=str(self.image))
+        size = VmSize(vcpus=1, memory_mib=1024, max_vcpus=2, max_memory_mib=16384)
+        machine = GuestMachine(
+            spec=spec, image_id="sha256:" + "a" * 64, disk=DISK, disk_path=str(self.image), size=size
+        )
         return GuestContainer(id=identifier, machine=machine)
 
     async def kinds(self, sandbox: Sandbox) -> set[ResourceKind]:

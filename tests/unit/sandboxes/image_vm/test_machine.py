@@ -17,7 +17,7 @@ from vmruntime.errors import Code, Internal
 from vmruntime.hypervisor.fake_machine import FakeMachine
 from vmruntime.hypervisor.interface import FirmwareBoot
 from vmruntime.model.ledger import ResourceKind
-from vmruntime.model.resources import LinuxResources, VmSize
+from vmruntime.model.resources import VmSize
 from vmruntime.sandboxes.image_vm import machine as machine_module
 
 TERM, KILL = signal.SIGTERM, signal.SIGKILL
@@ -274,7 +274,7 @@ async def test_a_machine_grows_before_it_starts_and_while_it_runs(
     bed: Bed, pod: Pod, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("vmruntime.sandboxes.image_vm.guest_link.ANSWER_SECONDS", 0.05)
-    await pod.agent.create(bed.container(resources=LinuxResources(memory_limit=1 << 30)))
+    await pod.agent.create(bed.container())
     grown = VmSize(vcpus=2, memory_mib=2048, max_vcpus=4, max_memory_mib=8192)
     await pod.running.resize(grown)
     await pod.agent.start("c")
