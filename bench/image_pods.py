@@ -103,6 +103,7 @@ def _start(daemon: Daemon, name: str) -> tuple[dict[str, float], Machine]:
 
 
 def _remove(machine: Machine) -> None:
+    machine.stop(0)  # a guest that only boots does not notice the power button
     machine.daemon.runtime.RemovePodSandbox(cri.RemovePodSandboxRequest(pod_sandbox_id=machine.pod))
 
 
