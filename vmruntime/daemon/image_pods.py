@@ -27,7 +27,7 @@ from vmruntime.model.sandbox import Sandbox
 from vmruntime.paths import Paths
 from vmruntime.pods.ports import Network, Tap
 from vmruntime.sandboxes.image_vm.backend import ImageVmBackend
-from vmruntime.sandboxes.image_vm.machine import MachineParts
+from vmruntime.sandboxes.image_vm.parts import MachineParts
 from vmruntime.sandboxes.ledger import OwnedResources
 
 if TYPE_CHECKING:

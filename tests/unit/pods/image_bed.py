@@ -27,7 +27,7 @@ from vmruntime.model.ledger import Resource, ResourceKind
 from vmruntime.model.sandbox import PodNetwork, Sandbox, SandboxKind
 from vmruntime.pods.recovery import recover
 from vmruntime.sandboxes.image_vm.backend import ImageVmBackend
-from vmruntime.sandboxes.image_vm.machine import MachineParts
+from vmruntime.sandboxes.image_vm.parts import MachineParts
 from vmruntime.store.records import PodRecords
 
 UP = "guest: up"

@@ -17,7 +17,8 @@ from vmruntime.model.sandbox import Sandbox
 from vmruntime.model.stats import HostUsage
 from vmruntime.sandboxes.image_vm.agent import ImageAgent
 from vmruntime.sandboxes.image_vm.boot import image_pod
-from vmruntime.sandboxes.image_vm.machine import ImageMachine, MachineParts
+from vmruntime.sandboxes.image_vm.machine import ImageMachine
+from vmruntime.sandboxes.image_vm.parts import MachineParts
 from vmruntime.sandboxes.image_vm.prepare import Account, Definer
 from vmruntime.sandboxes.image_vm.sandbox import ImageSandbox
 from vmruntime.sandboxes.placement import choose_cgroup

@@ -4,36 +4,30 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from typing import Protocol
+from collections.abc import AsyncIterator
 
 import msgspec
 import structlog
 
 from vmruntime.agent.errors import AgentError
 from vmruntime.agent.interface import GuestContainerState, GuestPhase
-from vmruntime.aio.inotify import FileChanges
 from vmruntime.aio.pipeline import in_thread
 from vmruntime.aio.tasks import TaskScope
-from vmruntime.clock import Clock
-from vmruntime.config.settings import Settings
-from vmruntime.errors import AlreadyExists, Code, FailedPrecondition, VmruntimeError
+from vmruntime.errors import Code, VmruntimeError
 from vmruntime.hypervisor.errors import HypervisorError, VmGone
-from vmruntime.hypervisor.interface import Hypervisor, Nic, VirtualMachine, VmEnd, VmSpec
-from vmruntime.model.ledger import Resource, ResourceKind
+from vmruntime.hypervisor.interface import Nic, VirtualMachine, VmEnd, VmSpec
+from vmruntime.model.ledger import ResourceKind
 from vmruntime.model.resources import VmSize
 from vmruntime.model.sandbox import Sandbox
-from vmruntime.paths import Paths
 from vmruntime.sandboxes.image_vm import definition as definitions
-from vmruntime.sandboxes.image_vm.boot import firmware_boot, machine_uuid
+from vmruntime.sandboxes.image_vm.boot import firmware_boot
 from vmruntime.sandboxes.image_vm.console_log import ConsoleOutput
 from vmruntime.sandboxes.image_vm.definition import Definition, MachineExit
-from vmruntime.sandboxes.image_vm.handle import machine_handle
+from vmruntime.sandboxes.image_vm.handle import claim_uuid, machine_handle
 from vmruntime.sandboxes.image_vm.helpers import Helpers
+from vmruntime.sandboxes.image_vm.parts import MachineParts
 from vmruntime.sandboxes.image_vm.prepare import Account
-from vmruntime.sandboxes.ledger import OwnedResources
 from vmruntime.sandboxes.placement import recorder
 from vmruntime.sandboxes.vm_volumes import SHARE_ROLE, VmVolumes
 from vmruntime.volumes.share import withdraw
@@ -45,38 +39,6 @@ PRESS_SECONDS = 5.0
 
 EXIT_CODES = {VmEnd.POWEROFF: 0, VmEnd.CRASH: 1, VmEnd.KILLED: 128 + signal.SIGKILL, VmEnd.LOST: 255}
 VM_ROLES = frozenset({"qemu", "vsock", SHARE_ROLE, "dhcp", "tpm"})
-
-
-class Tap(Protocol):
-    """An open tap."""
-
-    @property
-    def fd(self) -> int:
-        """Its descriptor."""
-
-    def close(self) -> None:
-        """Close our descriptor."""
-
-
-@dataclasses.dataclass(frozen=True)
-class MachineParts:
-    """What machines are made with.
-
-    Attributes:
-        hypervisors: By name, as handles have it; a machine keeps to the one that it was started with.
-        driver: The name of the one that machines are started with.
-        changes: Tells when consoles' files grow.
-        open_taps: Opens the taps of a pod, one for each of its interfaces.
-    """
-
-    hypervisors: Mapping[str, Hypervisor]
-    driver: str
-    owned: OwnedResources
-    paths: Paths
-    settings: Settings
-    clock: Clock
-    changes: FileChanges
-    open_taps: Callable[[Sandbox], Awaitable[Sequence[Tap]]]
 
 
 class ImageMachine:
@@ -308,7 +270,7 @@ class ImageMachine:
         async with contextlib.AsyncExitStack() as undo:
             undo.push_async_callback(self._release_helpers)
             undo.push_async_callback(self._release_machine)
-            await self._claim_uuid()
+            await claim_uuid(sandbox, parts.owned.ledger, parts.driver)
             account = Account.of(parts.settings.hypervisor.user)
             cid = await parts.owned.ledger.allocate_cid(sandbox.id)
             extras = await self._helpers.before(account, cid)
@@ -429,23 +391,6 @@ class ImageMachine:
                 one.kind is ResourceKind.CID or (one.kind is ResourceKind.PROCESS and one.data["role"] in VM_ROLES)
             ),
         )
-
-    async def _claim_uuid(self) -> None:
-        """Write down the machine, unless another pod has one with its UUID.
-
-        Raises:
-            FailedPrecondition: It has; nothing was done.
-        """
-        uuid, owner = machine_uuid(self.sandbox), self.sandbox.id
-        data = {"driver": self._parts.driver}
-        machine = Resource(owner=owner, kind=ResourceKind.MACHINE, key=uuid, data=data)
-        try:
-            await self._parts.owned.ledger.claim(machine)
-        except AlreadyExists as error:
-            raise FailedPrecondition(
-                f"annotation vmruntime.io/system-uuid: {uuid!r} is taken by another pod's machine: {error}",
-                remedy="give each pod a UUID of its own, or leave the annotation out",
-            ) from error
 
     async def _release_machine(self) -> None:
         await self._parts.owned.release(self.sandbox.id, only=lambda one: one.kind is ResourceKind.MACHINE)

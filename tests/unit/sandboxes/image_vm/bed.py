@@ -36,7 +36,7 @@ from vmruntime.model.sandbox import (
 from vmruntime.paths import Paths
 from vmruntime.sandboxes.cgroup import HostCgroups
 from vmruntime.sandboxes.image_vm.backend import ImageVmBackend
-from vmruntime.sandboxes.image_vm.machine import MachineParts
+from vmruntime.sandboxes.image_vm.parts import MachineParts
 from vmruntime.sandboxes.image_vm.sandbox import ImageSandbox
 from vmruntime.sandboxes.ledger import OwnedResources
 from vmruntime.sandboxes.vm_volumes import release_share
