@@ -125,6 +125,14 @@ def content_of(device: str) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def image_on(device: str) -> str:
+    """Return the digest of the image that a persistent root was made from, which its last MiB has."""
+    with open(device, "rb") as file:
+        file.seek(VOLUME_BYTES - MIB + 24)
+        text: str = json.loads(file.read(512).rstrip(b"\0"))["image"]
+    return text
+
+
 def block_volume(device: str, path: str) -> cri.Device:
     """Return a volume of volumeMode Block as kubelet hands it to a container."""
     return cri.Device(container_path=path, host_path=device, permissions="rw")
@@ -341,8 +349,7 @@ def test_a_persistent_root_outlives_its_pod(vms: Daemon, place: Path) -> None:
         assert refused.value.code() is grpc.StatusCode.FAILED_PRECONDITION
         text = str(refused.value.details())
         assert f"not from sha256:{hashlib.sha256(vm_images.small().read_bytes()).hexdigest()}" in text
-        layer = json.loads((place / "root.raw").read_bytes()[VOLUME_BYTES - MIB :][24:512].rstrip(b"\0"))["image"]
-        assert f"made from the image {layer}, " in text
+        assert f"made from the image {image_on(device)}, " in text
         assert content_of(device) == before
 
         second = boot(vms, "rooted-again", CONTAINER_DISK, devices=volumes)
