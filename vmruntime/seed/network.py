@@ -33,6 +33,9 @@ def network_config(network: PodNetwork, dns: Dns) -> dict[str, Any]:
             "dhcp6": False,
             "addresses": nic.addresses,
         }
+        if nic.addresses:
+            # CNI has given them all: no router may add one, and systemd need not wait 12 seconds for a router.
+            ethernet["accept-ra"] = False
         routes = [_route(route, nic) for route in _routes(network, number) if route.gateway]
         if routes:
             ethernet["routes"] = routes

@@ -47,6 +47,7 @@ def test_two_interfaces_of_both_versions() -> None:
                 "mtu": 1450,
                 "dhcp4": False,
                 "dhcp6": False,
+                "accept-ra": False,
                 "addresses": ["10.88.0.5/16", "fd00::5/64"],
                 "routes": [{"to": "0.0.0.0/0", "via": "10.88.0.1"}, {"to": "::/0", "via": "fd00::1"}],
                 "nameservers": {"addresses": CLUSTER.servers, "search": CLUSTER.searches},
@@ -57,6 +58,7 @@ def test_two_interfaces_of_both_versions() -> None:
                 "mtu": 9000,
                 "dhcp4": False,
                 "dhcp6": False,
+                "accept-ra": False,
                 "addresses": ["192.168.7.2/24"],
                 "routes": [{"to": "172.16.0.0/12", "via": "192.168.7.1"}],
             },
@@ -68,6 +70,11 @@ def test_a_gateway_outside_of_every_network() -> None:
     ethernet = network_config(CALICO, Dns())["ethernets"]["eth0"]
     assert ethernet["routes"] == [{"to": "0.0.0.0/0", "via": "169.254.1.1", "on-link": True}]
     assert "nameservers" not in ethernet
+
+
+def test_an_interface_without_addresses_may_hear_routers() -> None:
+    bare = msgspec.structs.replace(CALICO, interfaces=[msgspec.structs.replace(ETH0, addresses=[])], routes=[])
+    assert "accept-ra" not in network_config(bare, Dns())["ethernets"]["eth0"]
 
 
 def test_commands_for_routes_that_cloud_init_may_lose() -> None:

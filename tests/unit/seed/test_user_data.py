@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.unit.seed.test_merge import MAPPINGS
@@ -54,6 +54,7 @@ def test_annotation_and_source() -> None:
     assert config(request(only_source, user_data=content)) == {"users": [{"name": "from-source"}], "locale": "C"}
 
 
+@settings(deadline=None)  # which a busy machine misses
 @given(MAPPINGS, MAPPINGS, st.booleans())
 def test_any_two_documents(source: dict[str, Any], given: dict[str, Any], overwrite: bool) -> None:
     pod = ImagePod(user_data=given, user_data_source=SOURCE, user_data_overwrite=overwrite)
