@@ -31,6 +31,20 @@ keep_modules() {
     depmod -b "$base" "$release"
 }
 
+# initial_file_system WORK BUSYBOX MODULES RELEASE: writes WORK/initrd.img, which knows virtio's disks, CD-ROMs and ext4, and
+# little else: an emulated processor is through it in a second. The kernel's command line names the root: root=LABEL=….
+initial_file_system() {
+    local work=$1 busybox=$2 modules=$3 release=$4 initial=$1/initial applet
+    mkdir -p "$initial"/{bin,dev,proc,sys,root,lib/modules}
+    cp "$busybox" "$initial/bin/busybox"
+    for applet in sh cat mount modprobe findfs usleep switch_root; do ln -s busybox "$initial/bin/$applet"; done
+    install -m 755 "$ROOT/images/vm/init" "$initial/init"
+    cp -a "$modules" "$initial/lib/modules/$release"
+    keep_modules "$initial/lib/modules/$release" "$release" virtio_pci virtio_scsi sr_mod sd_mod virtio_blk ext4
+    (cd "$initial" && find . | LC_ALL=C sort | cpio --quiet -o -H newc -R 0:0) >"$work/initrd.img"
+    rm -rf "$initial"
+}
+
 # unified_kernel VMLINUZ INITRD COMMAND-LINE OUT: one EFI program of all three (systemd-stub(7)).
 unified_kernel() {
     local end part name size start offset arguments=()
@@ -80,6 +94,13 @@ TABLE
         dd if=/usr/lib/syslinux/mbr/gptmbr.bin of="$files" bs=440 count=1 conv=notrunc status=none
     fi
     rm -f "$boot" "$work/root.img"
+}
+
+# compressed_image RAW OUT: moves the disk into a compressed qcow2, which is put in its place when it is whole.
+compressed_image() {
+    qemu-img convert -q -c -W -m 8 -O qcow2 "$1" "$2.tmp"
+    mv "$2.tmp" "$2"
+    rm -f "$1"
 }
 
 # grub_disk WORK ROOTFS LABEL ROOT-MIB: writes WORK/disk.raw, laid out as Debian's cloud images are: GPT with the root (ext4)

@@ -11,7 +11,7 @@ here=$(cd "$(dirname "$0")" && pwd)
 . "$here/../lib.sh"
 
 out=$ROOT/build/vm-images/small.qcow2
-recipe=$(cat "$here"/../lib.sh "$here"/build.sh "$here"/files/* | sha256sum | cut -d' ' -f1)
+recipe=$(cat "$here"/../{lib.sh,init} "$here"/build.sh "$here"/files/* | sha256sum | cut -d' ' -f1)
 if [ -s "$out" ] && [ "$(cat "$out.recipe" 2>/dev/null)" = "$recipe" ]; then exit 0; fi
 target_kernel "$(uname -m)"
 boot_files "$(uname -m)"
@@ -20,7 +20,7 @@ work=$(mktemp -d "$ROOT/build/vm-images/.small.XXXXXX")
 trap 'rm -rf "$work"' EXIT
 suite=$(. /etc/os-release && echo "$VERSION_CODENAME")
 root=$work/root
-command_line="console=$CONSOLE,115200 loglevel=6 panic=0 net.ifnames=0 mitigations=off no_timer_check edd=off"
+command_line="root=LABEL=small-root console=$CONSOLE,115200 loglevel=6 panic=0 net.ifnames=0 mitigations=off no_timer_check edd=off"
 
 say "unpacking Debian $suite packages"
 mmdebstrap --quiet --variant=extract --include="$(printf '%s,' \
@@ -78,18 +78,10 @@ printf '<html><body>the small VM image</body></html>\n' >"$root/srv/index.html"
 "$root/usr/bin/busybox" --list | grep -qx httpd || die "Debian's BusyBox has no httpd any more"
 
 say "packing the initial file system"
-initial=$work/initial
-mkdir -p "$initial"/{bin,dev,proc,sys,root,lib/modules}
-cp "$root/usr/bin/busybox" "$initial/bin/busybox"
-for applet in sh mount modprobe findfs usleep switch_root; do ln -s busybox "$initial/bin/$applet"; done
-install -m 755 "$here/files/init" "$initial/init"
-cp -a "$root/usr/lib/modules/$release" "$initial/lib/modules/"
-keep_modules "$initial/lib/modules/$release" "$release" virtio_pci virtio_scsi sd_mod virtio_blk ext4
-(cd "$initial" && find . | LC_ALL=C sort | cpio --quiet -o -H newc -R 0:0) >"$work/initrd.img"
+initial_file_system "$work" "$root/usr/bin/busybox" "$root/usr/lib/modules/$release" "$release"
 
 say "putting the disk together"
 bootable_disk "$work" "$root" small-root 384 64 "$command_line"
-qemu-img convert -q -c -O qcow2 "$work/disk.raw" "$work/small.qcow2"
-mv "$work/small.qcow2" "$out"
+compressed_image "$work/disk.raw" "$out"
 put_file "$out.recipe" "$recipe"
 say "$out: $(($(stat -c %s "$out") / 1048576)) MiB"
