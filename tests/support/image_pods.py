@@ -84,9 +84,9 @@ class Machine:
         assert done.exit_code == 0, done
         return str(done.stdout.decode()).strip()
 
-    def wait_agent(self) -> None:
+    def wait_agent(self, seconds: float = BOOT_SECONDS) -> None:
         """Wait until the guest's agent answers."""
-        deadline = time.monotonic() + BOOT_SECONDS
+        deadline = time.monotonic() + seconds
         while True:
             with contextlib.suppress(Exception):
                 if self.exec("true", timeout=5).exit_code == 0:
@@ -197,7 +197,7 @@ def ssh_key(directory: Path) -> tuple[Path, str]:
 def ssh(key: Path, address: str, command: str, user: str = "root") -> str:
     """Run a command in a guest over ssh, trying until its server is up."""
     argv = ["ssh", "-i", str(key), "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null"]
-    argv += ["-o", "LogLevel=ERROR", "-o", "BatchMode=yes", "-o", "ConnectTimeout=5", f"{user}@{address}", command]
+    argv += ["-o", "LogLevel=ERROR", "-o", "BatchMode=yes", "-o", "ConnectTimeout=30", f"{user}@{address}", command]
     deadline = time.monotonic() + BOOT_SECONDS
     while True:
         done = subprocess.run(argv, capture_output=True, check=False, timeout=60)
