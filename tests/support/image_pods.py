@@ -194,10 +194,16 @@ def ssh_key(directory: Path) -> tuple[Path, str]:
     return key, key.with_suffix(".pub").read_text().strip()
 
 
-def ssh(key: Path, address: str, command: str, user: str = "root") -> str:
-    """Run a command in a guest over ssh, trying until its server is up."""
+def ssh(key: Path, address: str, command: str, user: str = "root", *, via: str = "") -> str:
+    """Run a command in a guest over ssh, trying until its server is up.
+
+    Args:
+        key, address, command, user: As ssh has them.
+        via: A command that connects its input and output to the server, else ssh does itself.
+    """
     argv = ["ssh", "-i", str(key), "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null"]
     argv += ["-o", "LogLevel=ERROR", "-o", "BatchMode=yes", "-o", "ConnectTimeout=30", f"{user}@{address}", command]
+    argv[1:1] = ["-o", f"ProxyCommand={via}"] if via else []
     deadline = time.monotonic() + BOOT_SECONDS
     while True:
         done = subprocess.run(argv, capture_output=True, check=False, timeout=60)

@@ -104,7 +104,7 @@ def nothing_left(
     Args:
         footprint: Of the daemon.
         tidy: Called after the body.
-        kept: Ids of sandboxes that several tests share: what carries their name may come and go.
+        kept: Ids of sandboxes and containers that several tests share: what carries their name may come and go.
     """
     before, descriptors = find(footprint), open_descriptors(footprint.pid())
     yield
