@@ -44,7 +44,7 @@ async def test_a_tpm_listens_however_long_the_path_of_its_state_is(monkeypatch: 
         directory, disks = base / "run", base / "root" / ("long" * 20) / ID
         directory.mkdir()
         disks.mkdir(parents=True)
-        helpers = Helpers(pod, Settings(), record, directory, disks)
+        helpers = Helpers(pod, Settings(), record, directory, disks, on_ready=lambda: None)
         for _ in range(2):  # the second time a machine is started there is the socket of the first
             extras = await helpers.before(Account(found.pw_name, found.pw_uid, found.pw_gid), 3)
             assert extras.tpm is not None
