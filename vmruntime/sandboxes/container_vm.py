@@ -29,6 +29,7 @@ from vmruntime.hypervisor.interface import (
     VmHandle,
     VmSpec,
 )
+from vmruntime.hypervisor.vsock import hybrid_socket
 from vmruntime.model.container import Device, Mount
 from vmruntime.model.ledger import ResourceKind
 from vmruntime.model.resources import LinuxResources, VmSize
@@ -372,5 +373,5 @@ class ContainerVmBackend:
             helpers=helpers,
             directory=str(directory),
             cid=cid,
-            vsock=str(directory / "helpers" / "vsock.sock") if "vsock" in processes else "",
+            vsock=str(hybrid_socket(directory)) if "vsock" in processes else "",
         )
