@@ -81,6 +81,7 @@ class AgentClient:
                     mtu=nic.mtu,
                     addresses=nic.addresses,
                     neighbours=[agent_pb2.Neighbour(address=one.address, mac=one.mac) for one in nic.neighbours],
+                    device_mac=nic.device_mac,
                 )
                 for nic in setup.interfaces
             ],

@@ -338,6 +338,7 @@ def _setup(request: Any) -> GuestSetup:
                 addresses=list(one.addresses),
                 tap="",
                 neighbours=[Neighbour(address=near.address, mac=near.mac) for near in one.neighbours],
+                device_mac=one.device_mac,
             )
             for one in request.interfaces
         ],

@@ -162,6 +162,7 @@ class NetworkInterface(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         name: Name in the pod, e.g. eth0.
         mac: aa:bb:cc:dd:ee:ff; the guest's NIC has the same.
+        device_mac: What its NIC was plugged in with before CNI had chosen `mac`; empty: the same.
         mtu: Bytes.
         addresses: CIDR form, IPv4 and IPv6.
         tap: Name of the tap beside the interface in the pod's network namespace.
@@ -174,6 +175,7 @@ class NetworkInterface(msgspec.Struct, frozen=True, kw_only=True):
     addresses: list[str]
     tap: str
     neighbours: list[Neighbour] = []
+    device_mac: str = ""
 
 
 class NetworkRoute(msgspec.Struct, frozen=True, kw_only=True):
