@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import os
 import signal
-import struct
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -16,7 +14,15 @@ import pytest
 import pytest_asyncio
 
 from tests.support import leaks
-from tests.support.hosts import GUEST, embedded, footprint, libvirt_hypervisor, qemu_hypervisor, short_directory
+from tests.support.hosts import (
+    GUEST,
+    embedded,
+    footprint,
+    libvirt_hypervisor,
+    open_tap,
+    qemu_hypervisor,
+    short_directory,
+)
 from vmruntime.agent.fake_guest import FakeGuest
 from vmruntime.agent.fake_server import BootingGuest
 from vmruntime.aio.detached import DetachedProcess, ProcessIdentity
@@ -120,13 +126,6 @@ async def libvirt(base: Path) -> AsyncIterator[Driver]:
     with leaks.nothing_left(footprint(base)):
         async with libvirt_hypervisor(base, embedded()) as hypervisor:
             yield Driver(hypervisor, base, GUEST / "vmlinuz", GUEST / "initramfs.img", open_tap)
-
-
-def open_tap() -> int:
-    """Return a tap of this network namespace; the kernel chooses its name, and it goes with the descriptor."""
-    fd = os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC)
-    fcntl.ioctl(fd, 0x400454CA, struct.pack("16sH22x", b"", 0x0002 | 0x1000 | 0x4000))
-    return fd
 
 
 IMPLEMENTATIONS = [

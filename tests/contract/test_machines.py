@@ -22,9 +22,16 @@ import msgspec
 import pytest
 import pytest_asyncio
 
-from tests.contract.test_hypervisor import Processes, open_tap
+from tests.contract.test_hypervisor import Processes
 from tests.support import leaks
-from tests.support.hosts import embedded, footprint, libvirt_hypervisor, qemu_hypervisor, short_directory
+from tests.support.hosts import (
+    embedded,
+    footprint,
+    libvirt_hypervisor,
+    open_tap,
+    qemu_hypervisor,
+    short_directory,
+)
 from tests.support.machines import (
     ADDRESSES,
     DISKS,

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import fcntl
 import functools
 import os
 import shutil
+import struct
 import subprocess
 import tempfile
 from collections.abc import AsyncIterator, Iterator
@@ -144,6 +146,13 @@ async def libvirt_hypervisor(base: Path, uri: str) -> AsyncIterator[LibvirtHyper
         left = await hypervisor.sweep([])
         await hypervisor.close()
     assert left == []
+
+
+def open_tap() -> int:
+    """Return a tap of this network namespace; the kernel chooses its name, and it goes with the descriptor."""
+    fd = os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC)
+    fcntl.ioctl(fd, 0x400454CA, struct.pack("16sH22x", b"", 0x0002 | 0x1000 | 0x4000))
+    return fd
 
 
 def sandbox(identifier: str) -> Sandbox:

@@ -4,25 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import re
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.support.hosts import GUEST, Host, sandbox
+from tests.support.hosts import GUEST, Host, open_tap, sandbox
 from vmruntime.agent.errors import AgentError
 from vmruntime.agent.interface import GuestContainer, GuestContainerState, GuestPhase, GuestSetup, PidMode
 from vmruntime.errors import FailedPrecondition
 from vmruntime.hypervisor.errors import BootFailed, HypervisorError, VmGone
 from vmruntime.model.output import OutputRecord
-from vmruntime.model.sandbox import Dns
+from vmruntime.model.sandbox import Dns, IdMapping, NetworkInterface, UserNamespace
 from vmruntime.sandboxes.container_vm import ContainerVm
 from vmruntime.sandboxes.interface import LayerDisk
 
 pytestmark = pytest.mark.vm
 
 SERIAL = "c" * 32
+IDS = IdMapping(container_id=0, host_id=100000, length=65536)
+USERS = UserNamespace(uids=IDS, gids=IDS)
 
 
 def spec(argv: list[str], **linux: Any) -> bytes:
@@ -53,19 +57,20 @@ def container(name: str, argv: list[str], *, user: str = "", **linux: Any) -> Gu
     )
 
 
-async def set_up(guest: ContainerVm) -> None:
+async def set_up(guest: ContainerVm, *interfaces: NetworkInterface, user: UserNamespace | None = None) -> None:
     await guest.agent.setup(
         GuestSetup(
             sandbox_id="ab" * 32,
             hostname="guest-host",
             time_ns=time.time_ns(),
             entropy=b"x" * 64,
-            interfaces=[],
+            interfaces=list(interfaces),
             routes=[],
             dns=Dns(servers=["192.0.2.1"], searches=["example.org"]),
             sysctls={"net.ipv4.ip_unprivileged_port_start": "0"},
             scratch_serial=guest.scratch_serial,
             shared_pid_namespace=True,
+            user=user,
         )
     )
 
@@ -148,6 +153,36 @@ async def test_output_is_bounded_and_resumes(guest: ContainerVm, busybox_layer: 
     records = await output(guest, "loud", 50)
     assert [r.seq for r in records] == list(range(51, 3001))
     assert all(r.data.startswith(b"line-%d-" % (r.seq - 1)) for r in records)
+
+
+@pytest.mark.parametrize("user", [None, USERS], ids=["agents", "own"])
+async def test_nics_take_the_names_and_mac_addresses_of_their_interfaces(
+    guest: ContainerVm, busybox_layer: Path, user: UserNamespace | None
+) -> None:
+    """One was plugged in before its interface was known; each has the other's name at first."""
+    first = NetworkInterface(
+        name="eth1",
+        mac="0a:58:0a:01:00:02",
+        mtu=1400,
+        addresses=["10.1.0.2/24"],
+        tap="",
+        device_mac="02:00:00:00:00:01",
+    )
+    second = NetworkInterface(name="eth0", mac="02:00:00:00:00:02", mtu=1450, addresses=["10.2.0.2/24"], tap="")
+    for nic in (first, second):
+        tap = open_tap()
+        await guest.attach_nic(nic, tap)
+        os.close(tap)
+    await set_up(guest, first, second, user=user)
+    await guest.attach_layers([LayerDisk(path=busybox_layer, serial=SERIAL)])
+    await guest.agent.create(container("looks", ["/bin/busybox", "ip", "address"]))
+    await guest.agent.start("looks")
+    records = await output(guest, "looks")
+    seen = " ".join(b" ".join(record.data for record in records).decode().split())
+    assert re.search(r" eth1: <[^>]*,UP,[^>]*> mtu 1400 .{0,60}link/ether 0a:58:0a:01:00:02", seen)
+    assert re.search(r" eth0: <[^>]*,UP,[^>]*> mtu 1450 .{0,60}link/ether 02:00:00:00:00:02", seen)
+    assert "inet 10.1.0.2/24 brd 10.1.0.255 scope global eth1" in seen
+    assert "inet 10.2.0.2/24 brd 10.2.0.255 scope global eth0" in seen
 
 
 async def test_a_vm_is_adopted_and_ends(host: Host, busybox_layer: Path) -> None:

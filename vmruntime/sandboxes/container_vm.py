@@ -111,8 +111,8 @@ class ContainerVm:
         return serial
 
     async def attach_nic(self, nic: NetworkInterface, tap_fd: int) -> None:
-        """Give the guest a NIC with the MAC that CNI chose."""
-        await self._vm.attach_nic(Nic(id=nic.name, mac=nic.mac), tap_fd)
+        """Give the guest a NIC with the MAC that CNI chose, or one that is given it in the guest."""
+        await self._vm.attach_nic(Nic(id=nic.name, mac=nic.device_mac or nic.mac), tap_fd)
 
     async def attach_layers(self, layers: Sequence[LayerDisk]) -> None:
         """Hot-plug the layers that the guest does not have yet."""

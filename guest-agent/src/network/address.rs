@@ -50,6 +50,8 @@ impl fmt::Display for Cidr {
 pub struct Interface {
     pub name: String,
     pub mac: [u8; 6],
+    /// What the device has before it is given `mac`.
+    pub device_mac: [u8; 6],
     pub mtu: u32,
     pub addresses: Vec<Cidr>,
     pub neighbours: Vec<(IpAddr, [u8; 6])>,
@@ -75,7 +77,9 @@ impl Interface {
             .iter()
             .map(|one| Ok((parse_ip(&one.address, "a neighbour's address")?, parse_mac(&one.mac)?)))
             .collect::<Result<_>>()?;
-        Ok(Self { name, mac: parse_mac(&message.mac)?, mtu: message.mtu, addresses, neighbours })
+        let mac = parse_mac(&message.mac)?;
+        let device_mac = if message.device_mac.is_empty() { mac } else { parse_mac(&message.device_mac)? };
+        Ok(Self { name, mac, device_mac, mtu: message.mtu, addresses, neighbours })
     }
 }
 
@@ -167,6 +171,7 @@ mod tests {
             mtu: 1450,
             addresses: vec!["10.1.2.3/24".into()],
             neighbours: vec![neighbour("169.254.1.1", "ee:ee:ee:ee:ee:ee")],
+            device_mac: String::new(),
         };
         let interface = Interface::parse(&message).unwrap();
         assert_eq!(interface.neighbours, [("169.254.1.1".parse().unwrap(), [0xee; 6])]);
@@ -176,6 +181,11 @@ mod tests {
             );
         }
         assert_eq!(show_mac(interface.mac), "0a:58:0a:01:02:03");
+        assert_eq!(interface.device_mac, interface.mac);
+        let on_device =
+            |mac: &str| Interface::parse(&proto::Interface { device_mac: mac.into(), ..message.clone() });
+        assert_eq!(on_device("02:00:00:00:00:0f").unwrap().device_mac, [2, 0, 0, 0, 0, 15]);
+        assert!(on_device("02:00").is_err());
         let named = |name: &str| Interface::parse(&proto::Interface { name: name.into(), ..message.clone() });
         assert!(named("a/b").is_err() && named("").is_err() && named("sixteen-letters-").is_err());
         for mac in ["0a:58", "0a:58:0a:01:02:0g", "", "a:58:0a:01:02:03:00"] {

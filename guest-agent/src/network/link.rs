@@ -5,8 +5,7 @@ use std::io;
 use std::net::IpAddr;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
-use futures_util::StreamExt;
-use futures_util::TryStreamExt;
+use futures_util::{StreamExt, TryStreamExt};
 use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags};
 use rtnetlink::packet_route::link::{LinkAttribute, LinkMessage};
 use rtnetlink::packet_route::route::{RouteAttribute, RouteMetric, RouteScope};
@@ -38,46 +37,51 @@ impl Netlink {
         Ok(Self { handle, changes: Box::pin(messages.map(drop)), connection })
     }
 
-    /// Indices of the interfaces by MAC address, as soon as all of them are there.
+    /// The links of the interfaces and all others, as soon as all of the interfaces are there.
     ///
     /// # Errors
     /// `DeadlineExceeded` naming the MAC address that did not appear.
-    pub async fn wait_for(&mut self, interfaces: &[Interface]) -> Result<BTreeMap<[u8; 6], u32>> {
+    pub async fn wait_for(&mut self, interfaces: &[Interface]) -> Result<Links> {
         let end = Instant::now() + DEADLINE;
         loop {
-            let links = self.links().await?;
-            let indices: BTreeMap<_, _> =
-                links.iter().filter_map(|link| Some((mac_of(link)?, link.header.index))).collect();
-            let Some(missing) = interfaces.iter().find(|interface| !indices.contains_key(&interface.mac))
-            else {
-                return Ok(indices);
+            let links = Links(self.links().await?);
+            let Some(missing) = interfaces.iter().find(|interface| links.find(interface).is_none()) else {
+                return Ok(links);
             };
             if timeout_at(end, self.changes.next()).await.is_err() {
                 return Err(AgentError::DeadlineExceeded(format!(
                     "the interface with MAC {} did not appear within {} s",
-                    show_mac(missing.mac),
+                    show_mac(missing.device_mac),
                     DEADLINE.as_secs()
                 )));
             }
         }
     }
 
-    /// Gives the interfaces their names, whatever names they have now.
+    /// Gives the interfaces their names and MAC addresses, whatever they have now.
     ///
     /// # Errors
-    /// When the kernel refuses a name.
-    pub async fn rename(&self, interfaces: &[Interface], indices: &BTreeMap<[u8; 6], u32>) -> Result<()> {
-        let names: BTreeMap<String, u32> =
-            self.links().await?.iter().filter_map(|link| Some((name_of(link)?, link.header.index))).collect();
+    /// When the kernel refuses one of them.
+    pub async fn identify(&self, interfaces: &[Interface], links: &Links) -> Result<()> {
+        let mut names: BTreeMap<String, u32> =
+            links.0.iter().map(|link| (link.name.clone(), link.index)).collect();
         for interface in interfaces {
-            let Some(&index) = indices.get(&interface.mac) else { continue };
+            let link = links.of(interface)?;
             // Another interface that has the name now makes room; its own turn may come.
-            match names.get(&interface.name) {
-                Some(&holder) if holder == index => continue,
-                Some(&holder) => self.set_name(holder, &format!("{PARKED}{holder}")).await?,
-                None => {}
+            if let Some(&holder) = names.get(&interface.name)
+                && holder != link.index
+            {
+                let parked = format!("{PARKED}{holder}");
+                self.set_identity(holder, Some(&parked), None).await?;
+                names.remove(&interface.name);
+                names.insert(parked, holder);
             }
-            self.set_name(index, &interface.name).await?;
+            let named = names.get(&interface.name) == Some(&link.index);
+            let name = (!named).then_some(interface.name.as_str());
+            let mac = (link.mac != Some(interface.mac)).then_some(interface.mac);
+            self.set_identity(link.index, name, mac).await?;
+            names.retain(|_, index| *index != link.index);
+            names.insert(interface.name.clone(), link.index);
         }
         Ok(())
     }
@@ -161,21 +165,72 @@ impl Netlink {
         added.map_err(|error| failed(&what(), error))
     }
 
-    async fn links(&self) -> Result<Vec<LinkMessage>> {
-        let links = self.handle.link().get().execute().try_collect().await;
-        links.map_err(|error| failed("list the interfaces", error))
+    async fn links(&self) -> Result<Vec<Link>> {
+        let links: std::result::Result<Vec<_>, _> = self.handle.link().get().execute().try_collect().await;
+        let links = links.map_err(|error| failed("list the interfaces", error))?;
+        Ok(links.iter().filter_map(Link::parse).collect())
     }
 
-    /// Most kernels rename an interface only while it is down.
-    async fn set_name(&self, index: u32, name: &str) -> Result<()> {
-        for message in [
-            LinkUnspec::new_with_index(index).down().build(),
-            LinkUnspec::new_with_index(index).name(name).build(),
-        ] {
+    /// Most kernels rename an interface only while it is down, and most devices want to be down for another address.
+    async fn set_identity(&self, index: u32, name: Option<&str>, mac: Option<[u8; 6]>) -> Result<()> {
+        if name.is_none() && mac.is_none() {
+            return Ok(());
+        }
+        let mut changed = LinkUnspec::new_with_index(index);
+        if let Some(name) = name {
+            changed = changed.name(name.to_owned());
+        }
+        if let Some(mac) = mac {
+            changed = changed.address(mac.to_vec());
+        }
+        for message in [LinkUnspec::new_with_index(index).down().build(), changed.build()] {
             let changed = self.handle.link().set(message).execute().await;
-            changed.map_err(|error| failed(&format!("name interface {index} {name}"), error))?;
+            changed.map_err(|error| {
+                let mac = mac.map(|mac| format!(" with MAC {}", show_mac(mac))).unwrap_or_default();
+                failed(&format!("name interface {index} {}{mac}", name.unwrap_or("as it is")), error)
+            })?;
         }
         Ok(())
+    }
+}
+
+/// A network device of the kernel's.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Link {
+    pub index: u32,
+    mac: Option<[u8; 6]>,
+    name: String,
+}
+
+impl Link {
+    fn parse(message: &LinkMessage) -> Option<Self> {
+        let mac = message.attributes.iter().find_map(|attribute| match attribute {
+            LinkAttribute::Address(bytes) => bytes.as_slice().try_into().ok(),
+            _ => None,
+        });
+        let name = message.attributes.iter().find_map(|attribute| match attribute {
+            LinkAttribute::IfName(name) => Some(name.clone()),
+            _ => None,
+        })?;
+        Some(Self { index: message.header.index, mac, name })
+    }
+}
+
+/// All network devices of a moment.
+pub struct Links(Vec<Link>);
+
+impl Links {
+    /// The interface's link, before or after it was given the interface's own MAC address.
+    fn find(&self, interface: &Interface) -> Option<&Link> {
+        let with = |mac: [u8; 6]| self.0.iter().find(|link| link.mac == Some(mac));
+        with(interface.device_mac).or_else(|| with(interface.mac))
+    }
+
+    /// # Errors
+    /// When it was there before, but is no more.
+    pub fn of(&self, interface: &Interface) -> Result<&Link> {
+        let vanished = || AgentError::Internal(format!("interface {} has vanished", interface.name));
+        self.find(interface).ok_or_else(vanished)
     }
 }
 
@@ -185,20 +240,6 @@ impl Drop for Netlink {
     }
 }
 
-fn mac_of(link: &LinkMessage) -> Option<[u8; 6]> {
-    link.attributes.iter().find_map(|attribute| match attribute {
-        LinkAttribute::Address(bytes) => bytes.as_slice().try_into().ok(),
-        _ => None,
-    })
-}
-
-fn name_of(link: &LinkMessage) -> Option<String> {
-    link.attributes.iter().find_map(|attribute| match attribute {
-        LinkAttribute::IfName(name) => Some(name.clone()),
-        _ => None,
-    })
-}
-
 /// The kernel's error number says more than the library's text around it.
 fn failed(what: &str, error: rtnetlink::Error) -> AgentError {
     match error {
@@ -206,5 +247,32 @@ fn failed(what: &str, error: rtnetlink::Error) -> AgentError {
             AgentError::Internal(format!("{what}: {}", message.to_io()))
         }
         other => AgentError::Internal(format!("{what}: {other}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PLUGGED: [u8; 6] = [2, 0, 0, 0, 0, 1];
+    const OWN: [u8; 6] = [2, 0, 0, 0, 0, 2];
+
+    fn link(index: u32, mac: Option<[u8; 6]>) -> Link {
+        Link { index, mac, name: format!("eth{index}") }
+    }
+
+    fn interface(mac: [u8; 6], device_mac: [u8; 6]) -> Interface {
+        let (name, addresses, neighbours) = ("eth0".into(), vec![], vec![]);
+        Interface { name, mac, device_mac, mtu: 0, addresses, neighbours }
+    }
+
+    #[test]
+    fn a_link_is_found_by_the_mac_of_its_device_and_afterwards_by_its_own() {
+        let found =
+            |links: &[Link]| Links(links.into()).find(&interface(OWN, PLUGGED)).map(|link| link.index);
+        assert_eq!(found(&[link(1, None), link(2, Some([0; 6]))]), None);
+        assert_eq!(found(&[link(1, None), link(2, Some(PLUGGED))]), Some(2));
+        assert_eq!(found(&[link(2, Some(OWN)), link(3, Some(PLUGGED))]), Some(3));
+        assert_eq!(found(&[link(2, Some(OWN))]), Some(2));
     }
 }

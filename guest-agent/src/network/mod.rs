@@ -7,7 +7,6 @@ pub mod home;
 pub mod link;
 pub mod sysctl;
 
-use std::collections::BTreeMap;
 use std::os::fd::AsFd;
 
 use crate::error::{AgentError, Context, Result};
@@ -26,16 +25,15 @@ pub async fn configure(interfaces: &[proto::Interface], routes: &[proto::Route])
         return Ok(());
     }
     let mut netlink = Netlink::connect().context(|| "open a netlink socket")?;
-    let indices = netlink.wait_for(&interfaces).await?;
-    netlink.rename(&interfaces, &indices).await?;
+    let links = netlink.wait_for(&interfaces).await?;
+    netlink.identify(&interfaces, &links).await?;
     for interface in &interfaces {
-        let index = index_of(&indices, interface)?;
-        netlink.configure(interface, index).await?;
+        netlink.configure(interface, links.of(interface)?.index).await?;
     }
     for route in &routes {
         let interface = interface_of(route, &interfaces)?;
         let on_link = route.gateway.is_some_and(|gateway| !reaches(interface, gateway));
-        netlink.add_route(route, index_of(&indices, interface)?, on_link).await?;
+        netlink.add_route(route, links.of(interface)?.index, on_link).await?;
     }
     Ok(())
 }
@@ -50,18 +48,11 @@ pub async fn hand_over(interfaces: &[proto::Interface], namespace: impl AsFd) ->
         return Ok(());
     }
     let mut netlink = Netlink::connect().context(|| "open a netlink socket")?;
-    let indices = netlink.wait_for(&interfaces).await?;
+    let links = netlink.wait_for(&interfaces).await?;
     for interface in &interfaces {
-        netlink.move_to(interface, index_of(&indices, interface)?, namespace.as_fd()).await?;
+        netlink.move_to(interface, links.of(interface)?.index, namespace.as_fd()).await?;
     }
     Ok(())
-}
-
-fn index_of(indices: &BTreeMap<[u8; 6], u32>, interface: &Interface) -> Result<u32> {
-    indices
-        .get(&interface.mac)
-        .copied()
-        .ok_or_else(|| AgentError::Internal(format!("interface {} has vanished", interface.name)))
 }
 
 fn interface_of<'a>(route: &Route, interfaces: &'a [Interface]) -> Result<&'a Interface> {
