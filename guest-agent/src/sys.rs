@@ -7,6 +7,7 @@ use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
+use nix::errno::Errno;
 use nix::mount::{MntFlags, umount2};
 use nix::unistd::{Uid, geteuid};
 
@@ -60,6 +61,20 @@ pub fn add_entropy(random: impl AsFd, bytes: &[u8]) -> io::Result<()> {
     // SAFETY: the request holds the two numbers and as many bytes as they say.
     unsafe { rnd_add_entropy(random.as_fd().as_raw_fd(), request.as_ptr()) }?;
     Ok(())
+}
+
+/// Has every generator of random bytes in the kernel start from its pool anew. By itself it does so once a minute only
+/// (`crng_reseed_interval` in drivers/char/random.c of Linux 6.1), however much has been added to the pool.
+///
+/// # Errors
+/// When the kernel refuses. One whose pool has never been full starts from it anyway, and has no need to be told.
+pub fn reseed_random(random: impl AsFd) -> io::Result<()> {
+    nix::ioctl_none!(rnd_reseed, b'R', 0x07);
+    // SAFETY: the request takes no argument.
+    match unsafe { rnd_reseed(random.as_fd().as_raw_fd()) } {
+        Ok(_) | Err(Errno::ENODATA) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// Sets a terminal's size; the kernel tells its foreground processes.

@@ -1,5 +1,7 @@
 use std::fs::{self, OpenOptions};
+use std::io::Read;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::OpenOptionsExt;
 use std::sync::Arc;
 
 use nix::mount::MsFlags;
@@ -56,25 +58,44 @@ pub async fn call(agent: Arc<Agent>, request: SetupSandboxRequest) -> Result<Set
     Ok(SetupSandboxResponse { phases: phases.into_vec() })
 }
 
+/// Makes the machine one of its own. It may have been restored from the memory of another, as several others were.
 fn set_machine(request: &SetupSandboxRequest) -> Result<()> {
+    // First, so that nothing draws bytes that another machine draws as well.
+    set_random(&request.entropy)?;
     if request.time_unix_ns != 0 {
         let second = 1_000_000_000;
         let time =
             TimeSpec::new(request.time_unix_ns.div_euclid(second), request.time_unix_ns.rem_euclid(second));
         clock_settime(ClockId::CLOCK_REALTIME, time).context(|| "set the clock")?;
     }
-    if request.entropy.len() > MOST_ENTROPY {
-        return Err(AgentError::InvalidArgument(format!("more than {MOST_ENTROPY} bytes of entropy")));
-    }
-    if !request.entropy.is_empty() {
-        let pool = OpenOptions::new().write(true).open("/dev/random").context(|| "open /dev/random")?;
-        sys::add_entropy(pool, &request.entropy).context(|| "add entropy")?;
-    }
     if !request.hostname.is_empty() {
         nix::unistd::sethostname(&request.hostname)
             .context(|| format!("set the hostname {:?}", request.hostname))?;
     }
     Ok(())
+}
+
+fn set_random(entropy: &[u8]) -> Result<()> {
+    if entropy.len() > MOST_ENTROPY {
+        return Err(AgentError::InvalidArgument(format!("more than {MOST_ENTROPY} bytes of entropy")));
+    }
+    if entropy.is_empty() {
+        return Ok(());
+    }
+    let pool = OpenOptions::new().write(true).open("/dev/random").context(|| "open /dev/random")?;
+    sys::add_entropy(&pool, entropy).context(|| "add entropy")?;
+    sys::reseed_random(&pool).context(|| "reseed the random number generator")?;
+    forget_hardware_random();
+    Ok(())
+}
+
+/// The driver of the hardware generator keeps some bytes in store (virtio-rng 64 of them), which came with the memory.
+/// Read without waiting, they are gone, and new ones are asked for. A machine without one has none to forget.
+fn forget_hardware_random() {
+    let device = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open("/dev/hwrng");
+    if let Ok(mut device) = device {
+        let _ = device.read(&mut [0; 256]);
+    }
 }
 
 /// Makes the namespaces that containers share, and takes the agent into those a user namespace owns.
