@@ -1,16 +1,19 @@
 //! Listens and answers.
 
+use std::future::{Future, ready};
 use std::path::Path;
 use std::sync::Arc;
 
+use futures_util::TryStreamExt;
 use tokio::net::UnixListener;
 use tokio_stream::wrappers::UnixListenerStream;
-use tokio_vsock::{VMADDR_CID_ANY, VsockAddr, VsockListener};
+use tokio_vsock::{VMADDR_CID_ANY, VMADDR_CID_HOST, VsockAddr, VsockListener, VsockStream};
 use tonic::transport::Server;
 use tonic::transport::server::Router;
 
 use crate::agent::Agent;
 use crate::error::{AgentError, Context, Result};
+use crate::storage::uevent::Uevents;
 use crate::{clock, console, rpc};
 
 /// What a client may send in one call before it is read: input that nobody takes waits here.
@@ -25,8 +28,39 @@ const CONNECTION_WINDOW: u32 = 8 * 1024 * 1024;
 pub async fn serve_vsock(agent: Arc<Agent>, port: u32) -> Result<()> {
     let listener = VsockListener::bind(VsockAddr::new(VMADDR_CID_ANY, port))
         .context(|| format!("listen on vsock port {port}"))?;
-    announce();
-    ended(router(agent).serve_with_incoming(listener.incoming()).await)
+    // Before the host hears that it may plug one in.
+    let plugged = until_plugged()?;
+    announce("ready");
+    tokio::spawn(plugged);
+    let of_host = listener.incoming().try_filter(|stream| ready(is_host(stream)));
+    ended(router(agent).serve_with_incoming(of_host).await)
+}
+
+/// Says so when the machine, which has no vsock device yet, gets one. A machine that starts with one says nothing.
+///
+/// A machine whose memory is kept for others to start from has none: the host plugs one into each of these.
+fn until_plugged() -> Result<impl Future<Output = ()>> {
+    let events = Uevents::listen().context(|| "listen to the kernel's device events")?;
+    let present = vsock::get_local_cid().is_ok_and(is_of_guest);
+    Ok(async move {
+        if present {
+            return;
+        }
+        match events.vsock_bound().await {
+            Ok(()) => announce("connected"),
+            Err(error) => log::warn!("wait for a vsock device: {error}"),
+        }
+    })
+}
+
+/// The numbers below are those of the hypervisor, of a machine's way to itself and of the host; the last one is nobody's.
+fn is_of_guest(cid: u32) -> bool {
+    cid > VMADDR_CID_HOST && cid != VMADDR_CID_ANY
+}
+
+/// Some kernels let a machine's processes, and so its containers, reach its own ports. None of them may give orders.
+fn is_host(stream: &VsockStream) -> bool {
+    stream.peer_addr().is_ok_and(|peer| peer.cid() == VMADDR_CID_HOST)
 }
 
 /// Serves whoever may open the socket. Returns only with an error.
@@ -35,7 +69,7 @@ pub async fn serve_vsock(agent: Arc<Agent>, port: u32) -> Result<()> {
 /// When the socket cannot be made or breaks.
 pub async fn serve_unix(agent: Arc<Agent>, path: &Path) -> Result<()> {
     let listener = listen(path).context(|| format!("listen on {}", path.display()))?;
-    announce();
+    announce("ready");
     ended(router(agent).serve_with_incoming(UnixListenerStream::new(listener)).await)
 }
 
@@ -56,12 +90,23 @@ fn router(agent: Arc<Agent>) -> Router {
         .add_service(rpc::server(agent))
 }
 
-/// The one line the host may wait for.
-fn announce() {
-    console::line(&format!("ready uptime_us={}", clock::uptime_us()));
+/// The lines the host may wait for.
+fn announce(what: &str) {
+    console::line(&format!("{what} uptime_us={}", clock::uptime_us()));
 }
 
 fn ended(outcome: std::result::Result<(), tonic::transport::Error>) -> Result<()> {
     let text = outcome.err().map_or("it closed".into(), |error| error.to_string());
     Err(AgentError::Internal(format!("the listener ended: {text}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_of_guests() {
+        assert!([3, 16384].into_iter().all(is_of_guest));
+        assert!(![0, 1, 2, u32::MAX].into_iter().any(is_of_guest));
+    }
 }

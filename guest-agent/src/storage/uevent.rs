@@ -35,11 +35,23 @@ impl Uevents {
     /// # Errors
     /// When the socket fails.
     pub async fn block_device(&self) -> io::Result<()> {
+        self.until(is_block_device).await
+    }
+
+    /// Waits until a driver has taken a vsock device into use.
+    ///
+    /// # Errors
+    /// When the socket fails.
+    pub async fn vsock_bound(&self) -> io::Result<()> {
+        self.until(is_bound_vsock).await
+    }
+
+    async fn until(&self, wanted: impl Fn(&[u8]) -> bool) -> io::Result<()> {
         let mut message = vec![0; 8192];
         loop {
             let mut ready = self.0.readable().await?;
             match ready.try_io(|fd| Ok(recv(fd.as_raw_fd(), &mut message, MsgFlags::empty())?)) {
-                Ok(Ok(length)) if is_block_device(message.get(..length).unwrap_or_default()) => return Ok(()),
+                Ok(Ok(length)) if wanted(message.get(..length).unwrap_or_default()) => return Ok(()),
                 // Messages were lost: look again rather than miss the one that counts.
                 Ok(Err(error)) if error.raw_os_error() == Some(libc::ENOBUFS) => return Ok(()),
                 Ok(Err(error)) => return Err(error),
@@ -49,10 +61,24 @@ impl Uevents {
     }
 }
 
-/// A message is `ACTION@path` and then `KEY=value` fields, each ended by a zero byte.
 fn is_block_device(message: &[u8]) -> bool {
-    let has = |wanted: &[u8]| message.split(|byte| *byte == 0).any(|field| field == wanted);
-    has(b"SUBSYSTEM=block") && !has(b"ACTION=remove")
+    has(message, b"SUBSYSTEM=block") && !has(message, b"ACTION=remove")
+}
+
+/// Which driver it is does not matter; 19 is the number of a vsock device in the virtio specification.
+fn is_bound_vsock(message: &[u8]) -> bool {
+    has(message, b"SUBSYSTEM=virtio")
+        && has(message, b"ACTION=bind")
+        && fields(message).any(|field| field.starts_with(b"MODALIAS=virtio:d00000013v"))
+}
+
+fn has(message: &[u8], wanted: &[u8]) -> bool {
+    fields(message).any(|field| field == wanted)
+}
+
+/// A message is `ACTION@path` and then `KEY=value` fields, each ended by a zero byte.
+fn fields(message: &[u8]) -> impl Iterator<Item = &[u8]> {
+    message.split(|byte| *byte == 0)
 }
 
 #[cfg(test)]
@@ -65,5 +91,20 @@ mod tests {
         assert!(!is_block_device(b"remove@/devices/x\0ACTION=remove\0SUBSYSTEM=block\0"));
         assert!(!is_block_device(b"add@/devices/x\0ACTION=add\0SUBSYSTEM=net\0"));
         assert!(!is_block_device(b""));
+    }
+
+    #[test]
+    fn only_vsock_devices_that_have_a_driver() {
+        let event = |action: &str, device: &str| {
+            format!(
+                "{action}@/devices/x/virtio5\0ACTION={action}\0DEVPATH=/devices/x/virtio5\0SUBSYSTEM=virtio\0\
+                 DRIVER=x\0MODALIAS=virtio:d000000{device}v00001AF4\0SEQNUM=9\0"
+            )
+            .into_bytes()
+        };
+        assert!(is_bound_vsock(&event("bind", "13")));
+        assert!(!is_bound_vsock(&event("add", "13")));
+        assert!(!is_bound_vsock(&event("bind", "01")));
+        assert!(!is_bound_vsock(b""));
     }
 }
