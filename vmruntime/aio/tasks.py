@@ -13,6 +13,8 @@ from typing import Any
 
 import structlog
 
+from vmruntime import tracing
+
 log = structlog.get_logger(__name__)
 
 
@@ -90,7 +92,8 @@ class Shared:
 
         async def carry() -> None:
             try:
-                result = await work()
+                with tracing.outliving():
+                    result = await work()
             except asyncio.CancelledError:
                 raise
             except BaseException as error:

@@ -44,6 +44,8 @@ _QUIET = frozenset(
         "ImageStatus",
         "ImageFsInfo",
         "ListImageUse",
+        "ListTracedPods",
+        "GetPodTrace",
     }
 )
 # Request fields that say what a call is about. Nothing else of a request is ever logged.
@@ -138,7 +140,7 @@ def _bind(request: Message) -> None:
         if field in known and getattr(request, field)
     }
     structlog.contextvars.bind_contextvars(**values)
-    if tracing.enabled():
+    if tracing.exporting():
         tracing.annotate({_ATTRIBUTES[key]: value for key, value in values.items()})
 
 
@@ -212,13 +214,13 @@ def _traced(path: str, context: Any, *, current: bool) -> Iterator[_Outcome]:
     """Make the call a part of its caller's trace; see tracing.served()."""
     outcome = _Outcome()
     # Every request has metadata; reading it is left out when nobody wants it.
-    metadata = dict(context.invocation_metadata() or ()) if tracing.enabled() else {}
+    metadata = dict(context.invocation_metadata() or ()) if tracing.exporting() else {}
     with tracing.served(path, metadata, current=current) as span:
         try:
             yield outcome
         finally:
             code = outcome.code
-            span.answered(code.value[0], failed=code.name not in _HARMLESS, message=outcome.message)
+            span.answered(code.value[0], failed=code.name not in _HARMLESS, message=outcome.message or code.name)
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from vmruntime import tracing
 from vmruntime.clock import Clock
 from vmruntime.errors import AlreadyExists, NotFound
 from vmruntime.model.container import Container, ContainerState
@@ -95,6 +96,7 @@ class Registry:
         for container in self.containers_of(sandbox_id, hidden=True):
             self._forget_container(container)
         self._sandboxes.pop(sandbox_id, None)
+        tracing.RECORDER.gone(sandbox_id)
         if sandbox is not None and sandbox.state not in HIDDEN_SANDBOXES:
             self._tell(PodEventKind.DELETED, sandbox_id, None, [])
 

@@ -40,6 +40,7 @@ async def run_sandbox(context: Context, spec: SandboxSpec) -> str:
         stack.callback(await context.locks.take(f"name {key}"))
         for other in context.registry.sandboxes(hidden=True):
             if other.spec.metadata.key == key:
+                note_pod(other.id, other.spec)
                 return _hand_over(context, other, spec)
         sandbox_id = context.new_id()
         held = stack.pop_all()
