@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from itertools import islice
+
 from vmruntime.agent.errors import AgentLied
 from vmruntime.agent.interface import RECORD_LIMIT, GuestContainerState, GuestPhase
 from vmruntime.generated import agent_pb2
@@ -9,6 +12,9 @@ from vmruntime.model.output import OutputRecord
 
 TEXT_LIMIT = 4096
 NS_LIMIT = 1 << 63
+PHASES_LIMIT = 32
+PHASE_NAME_LIMIT = 32
+PHASE_SECONDS = 3600.0
 
 
 def text(value: str, what: str, limit: int = TEXT_LIMIT) -> str:
@@ -28,6 +34,21 @@ def number(value: int, what: str, low: int, high: int) -> int:
     if not low <= value <= high:
         raise AgentLied(f"{what} is {value}, not within {low} and {high}")
     return value
+
+
+def phases(messages: Iterable[agent_pb2.Phase]) -> list[tuple[str, float, float]]:
+    """Return name, beginning and duration (in seconds) of the parts of a request, as the agent has measured them.
+
+    They are only looked at: what is out of bounds is cut, and not worth failing for.
+    """
+    found: list[tuple[str, float, float]] = []
+    before = 0.0
+    for one in islice(messages, PHASES_LIMIT):
+        start = min(one.start_us / 1e6, PHASE_SECONDS) or before
+        duration = min(one.duration_us / 1e6, PHASE_SECONDS)
+        found.append((f"guest.{shown(one.name[:PHASE_NAME_LIMIT])}", start, duration))
+        before = start + duration
+    return found
 
 
 def container_state(message: agent_pb2.ContainerState) -> GuestContainerState:

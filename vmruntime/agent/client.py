@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from vmruntime import tracing
 from vmruntime.agent import checks
 from vmruntime.agent.calls import Stub, call, messages, open_channel, sent
 from vmruntime.agent.errors import AgentError, AgentGone, AgentLied
@@ -93,7 +95,9 @@ class AgentClient:
             host_ipc=setup.host_ipc,
             user_namespace=_user_namespace(setup.user),
         )
-        await call(self._stub.SetupSandbox(request, timeout=CALL_TIMEOUT))
+        began = time.monotonic()
+        answer = await call(self._stub.SetupSandbox(request, timeout=CALL_TIMEOUT))
+        tracing.measured(began, checks.phases(answer.phases))
 
     async def create(self, container: GuestContainer) -> tuple[int, ContainerUser]:
         """Create a container; return its pid in the guest and the user it resolved."""
@@ -121,7 +125,9 @@ class AgentClient:
             devices=[agent_pb2.Device(**msgspec.structs.asdict(one)) for one in container.devices],
             all_devices=container.all_devices,
         )
+        began = time.monotonic()
         answer = await call(self._stub.CreateContainer(request, timeout=CALL_TIMEOUT))
+        tracing.measured(began, checks.phases(answer.phases))
         if len(answer.groups) > 65536:
             raise AgentLied("a user has more than 65536 groups")
         user = ContainerUser(uid=answer.uid, gid=answer.gid, groups=list(answer.groups))
