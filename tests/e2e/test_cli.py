@@ -127,6 +127,44 @@ def test_interrupt_stops_and_removes(cli: Cli) -> None:
     assert cli.pods() == []
 
 
+def test_trace_shows_where_the_time_went(cli: Cli) -> None:
+    pod, container = cli("run", "-d", "--name", "timed", BUSYBOX, "sleep", "1000").split()
+    traced = json.loads(cli("trace", "-o", "json", pod))
+    run, create, start = traced["calls"]
+    assert [one["name"] for one in (run, create, start)] == ["RunPodSandbox", "CreateContainer", "StartContainer"]
+    assert create["container_id"] == start["container_id"] == container
+
+    def inside(whole: dict[str, Any], name: str) -> dict[str, Any]:
+        return next(one for one in whole["parts"] if one["name"] == name)
+
+    network, boot, setup = (inside(run, f"sandbox.{name}") for name in ("network", "boot", "setup"))
+    assert network["start_ms"] < boot["start_ms"] + boot["duration_ms"]
+    assert boot["start_ms"] < network["start_ms"] + network["duration_ms"]
+    # A start is its boot, then the NIC and the set-up; whatever else it does takes little of it.
+    spent = boot["duration_ms"] + inside(run, "sandbox.nic")["duration_ms"] + setup["duration_ms"]
+    assert 0.7 * run["duration_ms"] < spent <= run["duration_ms"]
+    for told in (setup, inside(create, "container.create")):
+        assert len(told["parts"]) > 2
+        assert all(one["name"].startswith("guest.") for one in told["parts"])
+        assert 0 < max(one["duration_ms"] for one in told["parts"]) < told["duration_ms"]
+
+    def check(part: dict[str, Any]) -> None:
+        assert (part["error"], part["going_on"]) == (None, False)
+        for one in part["parts"]:
+            assert part["start_ms"] <= one["start_ms"] + 0.001
+            assert one["start_ms"] + one["duration_ms"] <= part["start_ms"] + part["duration_ms"] + 0.001
+            check(one)
+
+    for call in (run, create, start):
+        check(call)
+    shown = cli("trace", "timed")
+    assert re.search(r"^  sandbox\.boot +[0-9.]+ +[0-9.]+ +[▐▌█]+$", shown, re.MULTILINE)
+    assert f"CreateContainer busybox ({container[:13]})" in shown
+    cli("rm", "-f", "timed")
+    assert "which is gone" in cli("trace", "timed")
+    assert json.loads(cli("trace", "-o", "json", pod))["calls"][:3] == [run, create, start]
+
+
 def test_a_pod_in_the_background(cli: Cli, node: Daemon) -> None:
     """run -d, list, logs, exec, console, inspect, stop, rm: the life of one pod by hand."""
     script = "echo first; echo second >&2; while true; do echo answer | nc -l -p 8000; done"

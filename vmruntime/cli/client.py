@@ -46,6 +46,7 @@ class Client:
         image: Images.
         maintenance: What CRI has no call for, of images.
         machines: The same of pods.
+        traces: What calls on pods did lately.
     """
 
     def __init__(self, address: Path) -> None:
@@ -62,6 +63,7 @@ class Client:
         self.image = cri_pb2_grpc.ImageServiceStub(self._channel)
         self.maintenance = maintenance_pb2_grpc.ImageMaintenanceStub(self._channel)
         self.machines = maintenance_pb2_grpc.MachineMaintenanceStub(self._channel)
+        self.traces = maintenance_pb2_grpc.PodTracesStub(self._channel)
 
     @classmethod
     def connect(cls, address: Path) -> Client:

@@ -92,6 +92,22 @@ class Inventory:
         return _only(pod.metadata.name, choice, "container of the pod", remedy="choose with --container NAME")
 
 
+def find_gone(text: str, pods: Sequence[maintenance_pb2.TracedPod]) -> maintenance_pb2.TracedPod:
+    """Return the pod that is meant, of those of which there are still calls; of several of one name the newest.
+
+    Raises:
+        NotFound: None has that id or name.
+        InvalidArgument: Several have; the message lists them.
+    """
+    found = _matches(text, pods, lambda pod: (pod.pod_sandbox_id, pod.name))
+    if not found:
+        raise NotFound(f"no pod has the id or name {text!r}", remedy="vmruntime list shows them")
+    if len({(pod.namespace, pod.name) for pod in found}) > 1:
+        candidates = ", ".join(f"{pod.name} ({short_id(pod.pod_sandbox_id)})" for pod in found)
+        raise InvalidArgument(f"{text!r} may be any of: {candidates}", remedy="give more of the id")
+    return found[-1]
+
+
 def describe(item: cri_pb2.PodSandbox | cri_pb2.Container) -> str:
     """Return a pod's or container's name and short id."""
     return f"{item.metadata.name} ({short_id(item.id)})"

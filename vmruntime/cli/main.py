@@ -29,6 +29,7 @@ from vmruntime.cli.commands.run import run
 from vmruntime.cli.commands.serve import serve
 from vmruntime.cli.commands.ssh import ssh
 from vmruntime.cli.commands.stop import stop
+from vmruntime.cli.commands.trace import trace
 from vmruntime.cli.commands.version import version
 from vmruntime.cli.commands.vnc import vnc
 from vmruntime.cli.context import App
@@ -98,7 +99,7 @@ def main(ctx: click.Context, config: Path | None, address: str, debug: bool) -> 
 
 
 for command in (
-    run, list_, exec_, attach, logs, port_forward, cp, ssh, stop, rm, inspect, console, vnc, pause, resume, reset, image, serve,
+    run, list_, exec_, attach, logs, port_forward, cp, ssh, stop, rm, inspect, trace, console, vnc, pause, resume, reset, image, serve,
     doctor, diag, guest, version, completion,
 ):  # fmt: skip
     main.add_command(command)

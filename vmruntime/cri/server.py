@@ -13,12 +13,14 @@ from pathlib import Path
 import grpc
 import structlog
 
+from vmruntime import tracing
 from vmruntime.clock import Clock, SystemClock
 from vmruntime.config.settings import Settings
 from vmruntime.cri.image_maintenance import ImageMaintenance
 from vmruntime.cri.image_service import ImageService
 from vmruntime.cri.interceptors import CallInterceptor
 from vmruntime.cri.machine_maintenance import MachineMaintenance
+from vmruntime.cri.pod_traces import PodTraces
 from vmruntime.cri.ports import Conditions, Images, Machines, NodeNetwork, Streams
 from vmruntime.cri.runtime_service import RuntimeService
 from vmruntime.errors import AlreadyExists, FailedPrecondition, InvalidArgument, Unavailable
@@ -119,6 +121,7 @@ class CriServer:
         cri_pb2_grpc.add_ImageServiceServicer_to_server(self._images, server)
         maintenance_pb2_grpc.add_ImageMaintenanceServicer_to_server(self._maintenance, server)
         maintenance_pb2_grpc.add_MachineMaintenanceServicer_to_server(self._machines, server)
+        maintenance_pb2_grpc.add_PodTracesServicer_to_server(PodTraces(tracing.RECORDER), server)
         try:
             self._socket.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             # mkdtemp makes the directory with mode 0700.

@@ -36,6 +36,7 @@ class FakeCri(
     cri_pb2_grpc.ImageServiceServicer,
     maintenance_pb2_grpc.ImageMaintenanceServicer,
     maintenance_pb2_grpc.MachineMaintenanceServicer,
+    maintenance_pb2_grpc.PodTracesServicer,
 ):
     """State is plain attributes; tests read and write them."""
 
@@ -56,6 +57,8 @@ class FakeCri(
         self.info: dict[str, str] = {}
         self.pod_info: dict[str, Any] = {"pid": 7}
         self.machines: list[tuple[str, str]] = []
+        self.traced: list[maintenance_pb2.TracedPod] = []
+        self.traces: dict[str, list[maintenance_pb2.TracedCall]] = {}
         self._ended: dict[str, threading.Event] = {}
         self._threads: list[threading.Thread] = []
         # A streaming server; it logs when it starts, so that is before any command whose output counts.
@@ -316,6 +319,16 @@ class FakeCri(
         self.machines.append(("reset", request.pod_sandbox_id))
         return maintenance_pb2.ResetMachineResponse()
 
+    # --- PodTraces
+
+    def ListTracedPods(self, request: Any, context: grpc.ServicerContext) -> maintenance_pb2.ListTracedPodsResponse:
+        self._enter("ListTracedPods", request, context)
+        return maintenance_pb2.ListTracedPodsResponse(pods=self.traced)
+
+    def GetPodTrace(self, request: Any, context: grpc.ServicerContext) -> maintenance_pb2.GetPodTraceResponse:
+        self._enter("GetPodTrace", request, context)
+        return maintenance_pb2.GetPodTraceResponse(calls=self.traces.get(request.pod_sandbox_id, []))
+
     # --- ImageMaintenance
 
     def ListImageUse(self, request: Any, context: grpc.ServicerContext) -> maintenance_pb2.ListImageUseResponse:
@@ -351,6 +364,7 @@ class FakeDaemon:
         cri_pb2_grpc.add_ImageServiceServicer_to_server(self.cri, self._server)
         maintenance_pb2_grpc.add_ImageMaintenanceServicer_to_server(self.cri, self._server)
         maintenance_pb2_grpc.add_MachineMaintenanceServicer_to_server(self.cri, self._server)
+        maintenance_pb2_grpc.add_PodTracesServicer_to_server(self.cri, self._server)
         self._server.add_insecure_port(f"unix://{socket}")
         self._server.start()
 

@@ -22,7 +22,10 @@ from vmruntime.aio.faults import Faults
 from vmruntime.config.checks import problems
 from vmruntime.config.settings import Settings, TracingSettings
 from vmruntime.daemon.parts import Parts
+from vmruntime.errors import FailedPrecondition
 from vmruntime.generated import cri_pb2 as cri
+from vmruntime.generated import maintenance_pb2 as own
+from vmruntime.generated.maintenance_pb2_grpc import PodTracesStub
 from vmruntime.hypervisor.fake import FakeHypervisor
 
 TRACE, CALLER = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
@@ -143,6 +146,66 @@ async def test_failures_are_told_with_the_part_that_failed(settings: Settings, c
     assert spans["CreateContainer"].failed
 
 
+async def traces(settings: Settings) -> dict[str, tuple[bool, list[own.TracedCall]]]:
+    """Return whether each pod is gone, and the calls on it."""
+    async with grpc.aio.insecure_channel(f"unix:{settings.run}/vmruntime.sock") as channel:
+        stub = PodTracesStub(channel)
+        pods = (await stub.ListTracedPods(own.ListTracedPodsRequest())).pods
+        return {
+            pod.pod_sandbox_id: (
+                pod.gone,
+                list((await stub.GetPodTrace(own.GetPodTraceRequest(pod_sandbox_id=pod.pod_sandbox_id))).calls),
+            )
+            for pod in pods
+        }
+
+
+async def test_calls_are_recorded_without_a_collector(settings: Settings, parts: Parts) -> None:
+    image = await put_image(settings)
+    async with serving(settings, parts) as stub:
+        pod, container = await life(stub, settings, image.id, None)
+        gone, calls = (await traces(settings))[pod]
+    assert gone
+    methods = [
+        "RunPodSandbox",
+        "CreateContainer",
+        "StartContainer",
+        "RemoveContainer",
+        "StopPodSandbox",
+        "RemovePodSandbox",
+    ]
+    assert [one.whole.name for one in calls] == methods
+    assert [one.container_id for one in calls] == ["", *[container] * 3, "", ""]
+    assert {one.container_name for one in calls} == {"", "app"}
+    run = calls[0].whole
+    assert run.attributes["k8s.pod.name"] == "web"
+    boot, network = (next(one for one in run.parts if one.name == name) for name in ("sandbox.boot", "sandbox.network"))
+    assert max(boot.start_ns, network.start_ns) < min(one.start_ns + one.duration_ns for one in (boot, network))
+    assert [one.name for one in boot.parts] == ["vm.prepare", "vm.qemu", "vm.agent"]
+    for call in calls:
+        assert call.whole.duration_ns > 0
+        assert not call.whole.going_on
+        assert (
+            sum(one.duration_ns for one in call.whole.parts if one.name != "sandbox.network") <= call.whole.duration_ns
+        )
+
+
+async def test_a_start_that_failed_can_be_explained_afterwards(settings: Settings) -> None:
+    faults = Faults()
+    parts = fake_parts(faults)
+    async with serving(settings, parts) as stub:
+        faults.fail("network.add", FailedPrecondition("no address is free"))
+        with pytest.raises(grpc.RpcError):
+            await stub.RunPodSandbox(cri.RunPodSandboxRequest(config=pod_config(settings, "web")))
+        found = [calls for gone, calls in (await traces(settings)).values() if gone and calls[0].whole.error]
+    assert isinstance(parts.hypervisor, FakeHypervisor)
+    await parts.hypervisor.close()
+    (call,) = found[-1]
+    assert call.whole.error == "no address is free"
+    errors = {one.name: one.error for one in call.whole.parts}
+    assert errors == {"sandbox.network": "no address is free", "sandbox.boot": "cancelled"}
+
+
 async def test_a_collector_that_is_away_is_no_hindrance(
     settings: Settings, parts: Parts, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -166,7 +229,7 @@ def test_without_tracing_nothing_of_it_is_loaded() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
-    assert not tracing.enabled()
+    assert not tracing.exporting()
     with tracing.span("nothing"):
         tracing.annotate({"a": "b"})
 
