@@ -52,10 +52,12 @@ class Call:
         started_at: Nanoseconds since the epoch.
         count: Of its parts, itself included.
         left_out: How many parts there were too many.
+        open: How many things go on that are parts of it: its answering, and work that its caller may not wait for. When there
+            are none any more, what tasks still do that it has started is no part of it.
         kept_by: Who keeps it; None: nobody (yet, or any more).
     """
 
-    __slots__ = ("_open", "attributes", "count", "kept_by", "left_out", "started_at", "whole")
+    __slots__ = ("attributes", "count", "kept_by", "left_out", "open", "started_at", "whole")
 
     def __init__(self, method: str) -> None:
         self.whole = Part(method, None, time.monotonic())
@@ -64,12 +66,10 @@ class Call:
         self.count = 1
         self.left_out = 0
         self.kept_by: Recorder | None = None
-        self._open = 1
+        self.open = 1
 
     def begin(self, outer: Part, name: str, attributes: Attributes | None, start: float) -> Part | None:
-        """Begin a part of a part; None: it is not taken down, since the call is over or has too many."""
-        if self._open == 0:
-            return None
+        """Begin a part of a part; None: there are too many."""
         if self.count >= CALL_PARTS:
             self.left_out += 1
             return None
@@ -82,14 +82,6 @@ class Call:
         if self.kept_by is not None:
             self.kept_by.total += 1
         return part
-
-    def hold(self) -> None:
-        """Go on taking down parts, until let_go(), although the call may be answered meanwhile."""
-        self._open += 1
-
-    def let_go(self) -> None:
-        """Take hold() back, or end the call. When nothing holds it, what its tasks still do is no part of it."""
-        self._open -= 1
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import time
 import types
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from contextvars import ContextVar, Token
+from typing import Any, ParamSpec, TypeVar
 
 from opentelemetry import trace
 from opentelemetry.context import Context
@@ -21,6 +23,9 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 from vmruntime.errors import VmruntimeError
 from vmruntime.recorder import Attributes, Call, Part, PodNames, Recorder
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 RECORDER = Recorder()
 
@@ -53,16 +58,18 @@ class _Span:
         self._exported: contextlib.AbstractContextManager[Span] | None = None
 
     def __enter__(self) -> None:
+        going_on = _going_on.get()
+        if going_on is None or not going_on[0].open:
+            return
         if _tracer is not None:
             self._exported = _tracer.start_as_current_span(
                 self._name, attributes=self._attributes, record_exception=False, set_status_on_exception=False
             )
             self._exported.__enter__()
-        if (going_on := _going_on.get()) is not None:
-            call, outer = going_on
-            if outer is not None:
-                self._part = call.begin(outer, self._name, self._attributes, time.monotonic())
-            self._token = _going_on.set((call, self._part))
+        call, outer = going_on
+        if outer is not None:
+            self._part = call.begin(outer, self._name, self._attributes, time.monotonic())
+        self._token = _going_on.set((call, self._part))
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, where: types.TracebackType | None
@@ -80,13 +87,27 @@ class _Span:
 
 
 def span(name: str, attributes: Attributes | None = None) -> contextlib.AbstractContextManager[None]:
-    """Time a block as part of what is going on; an error that leaves it is noted.
+    """Time a block as part of the call that is going on; an error that leaves it is noted. Without a call: nothing.
 
     Args:
         name: Of the kind of work; what it is about is for the attributes.
         attributes: Not to be changed any more.
     """
     return _Span(name, attributes)
+
+
+def timed(name: str) -> Callable[[Callable[P, Coroutine[Any, Any, T]]], Callable[P, Coroutine[Any, Any, T]]]:
+    """Have a span of this name around whatever an async function does."""
+
+    def decorate(function: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Coroutine[Any, Any, T]]:
+        @functools.wraps(function)
+        async def call(*args: P.args, **kwargs: P.kwargs) -> T:
+            with span(name):
+                return await function(*args, **kwargs)
+
+        return call
+
+    return decorate
 
 
 def annotate(attributes: Attributes) -> None:
@@ -111,8 +132,10 @@ def measured(began: float, parts: Sequence[tuple[str, float, float]]) -> None:
         parts: Name, seconds after he began, and duration of each. His beginning and his end are taken to be as far from ours;
             what does not fit in between is cut off.
     """
-    if not parts or ((going_on := _going_on.get()) is None and _tracer is None):
+    going_on = _going_on.get()
+    if not parts or going_on is None or not going_on[0].open:
         return
+    call, outer = going_on
     now = time.monotonic()
     lead = began + max(0.0, now - began - max(offset + duration for _, offset, duration in parts)) / 2
     wall = time.time() - now
@@ -121,10 +144,8 @@ def measured(began: float, parts: Sequence[tuple[str, float, float]]) -> None:
         end = min(start + duration, now)
         if _tracer is not None:
             _tracer.start_span(name, start_time=int((wall + start) * 1e9)).end(int((wall + end) * 1e9))
-        if going_on is not None and going_on[1] is not None:
-            part = going_on[0].begin(going_on[1], name, None, start)
-            if part is not None:
-                part.end = end
+        if outer is not None and (part := call.begin(outer, name, None, start)) is not None:
+            part.end = end
 
 
 @contextlib.contextmanager
@@ -133,11 +154,11 @@ def outliving() -> Iterator[None]:
     if (going_on := _going_on.get()) is None:
         yield
         return
-    going_on[0].hold()
+    going_on[0].open += 1
     try:
         yield
     finally:
-        going_on[0].let_go()
+        going_on[0].open -= 1
 
 
 class Served:
@@ -193,7 +214,7 @@ def _recorded(method: str) -> Iterator[Call]:
     finally:
         _going_on.reset(token)
         call.whole.end = time.monotonic()
-        call.let_go()
+        call.open -= 1
 
 
 def _exported(tracer: Tracer, service: str, method: str, metadata: Mapping[str, str]) -> Span:

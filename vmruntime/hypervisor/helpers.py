@@ -9,6 +9,7 @@ import socket
 import stat
 from pathlib import Path
 
+from vmruntime import tracing
 from vmruntime.aio.detached import DetachedProcess
 from vmruntime.errors import FailedPrecondition
 from vmruntime.hypervisor.errors import HypervisorError
@@ -46,6 +47,7 @@ def account_of(user: str) -> pwd.struct_passwd:
         ) from None
 
 
+@tracing.timed("vm.vsock")
 async def start_vsock(
     spec: VmSpec, program: str, user: str, record: Recorder, undo: contextlib.AsyncExitStack
 ) -> tuple[DetachedProcess, socket.socket]:

@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 
+from vmruntime import tracing
 from vmruntime.network.attachments import Attachment
 from vmruntime.network.conf import NetworkConf
 from vmruntime.network.errors import NetworkConfigError, NetworkError
@@ -154,7 +155,8 @@ class Cni:
         if previous is not None:
             request["prevResult"] = previous
         where = attachment.conf.where
-        return await self._plugins.run(plugin["type"], command, request, variables, where=where, lock=lock)
+        with tracing.span(f"cni.{plugin['type']}", {"cni.command": command}):
+            return await self._plugins.run(plugin["type"], command, request, variables, where=where, lock=lock)
 
 
 def choose_version(conf: NetworkConf, spoken: Mapping[str, frozenset[str] | None]) -> NetworkConf:

@@ -154,7 +154,8 @@ async def _prepared(
         await live.running.attach_layers(disks)
     with tracing.span("container.volumes"):
         volumes = await attach_volumes(context, live, container, mounted)
-    return await guest_container(context, live.running, container, image, volumes)
+    with tracing.span("container.spec"):
+        return await guest_container(context, live.running, container, image, volumes)
 
 
 async def _created(context: Context, container: Container, pid: int, user: ContainerUser | None, message: str) -> None:

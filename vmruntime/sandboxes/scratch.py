@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from vmruntime import tracing
 from vmruntime.aio.process import run
 from vmruntime.errors import ResourceExhausted
 
@@ -13,6 +14,7 @@ HEADROOM_BYTES = 256 * 1024 * 1024
 """Do not start a pod on a disk that has less than this left: its first writes would fail in the guest."""
 
 
+@tracing.timed("vm.scratch")
 async def make_scratch(path: Path, gib: int) -> None:
     """Make a sparse ext4 image of `gib` GiB.
 

@@ -10,6 +10,7 @@ from typing import TypeVar
 
 import structlog
 
+from vmruntime import tracing
 from vmruntime.aio.threads import SerialThread
 from vmruntime.errors import FailedPrecondition, Internal, ResourceExhausted, VmruntimeError
 from vmruntime.store.schema import MIGRATIONS
@@ -90,7 +91,8 @@ class Database:
                 connection.execute("BEGIN IMMEDIATE")
                 return change(connection)
 
-        return await self._thread.run(lambda: self._guard(transaction))
+        with tracing.span("store.write"):
+            return await self._thread.run(lambda: self._guard(transaction))
 
     def _guard(self, work: Callable[[sqlite3.Connection], T]) -> T:
         if self._connection is None:

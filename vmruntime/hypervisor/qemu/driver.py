@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
+from vmruntime import tracing
 from vmruntime.aio.detached import DetachedProcess
 from vmruntime.aio.pipeline import in_thread
 from vmruntime.errors import FailedPrecondition
@@ -128,6 +129,7 @@ class QemuHypervisor:
         descriptors.callback(connection.close)
         return _Vsock([helper], connection.fileno())
 
+    @tracing.timed("vm.process")
     async def _spawn(self, spec: VmSpec, descriptors: Descriptors, record: Recorder) -> DetachedProcess:
         return await DetachedProcess.spawn(
             qemu_argv(self._qemu, self._architecture, self._accelerator, spec, descriptors),
@@ -149,6 +151,7 @@ class QemuHypervisor:
         return vm
 
 
+@tracing.timed("vm.monitor")
 async def _answer(process: DetachedProcess, monitor: Monitor, directory: Path) -> None:
     """Wait until QEMU's monitor answers, unless QEMU ends first.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 
+from vmruntime import tracing
 from vmruntime.aio.pipeline import in_thread
 from vmruntime.hypervisor.disks import check_disks
 from vmruntime.hypervisor.errors import HypervisorError
@@ -59,6 +60,7 @@ class Devices:
         labels = {str(fd["opaque"]) for fdset in fdsets for fd in fdset["fds"] if "opaque" in fd}
         return {label for label in labels if not label.startswith(BACKING_LABEL)}
 
+    @tracing.timed("vm.plug_disk")
     async def attach_disk(self, disk: Disk, *, bootindex: int | None = None) -> None:
         """Hot-plug a disk as a SCSI LUN or into a free root port; nothing stays behind when QEMU refuses.
 
@@ -81,6 +83,7 @@ class Devices:
             await self._monitor.execute("device_add", disk_device(disk, port=port, bootindex=bootindex))
             undo.pop_all()
 
+    @tracing.timed("vm.unplug_disk")
     async def detach_disk(self, serial: str) -> None:
         """Unplug a disk and close its file; unknown serial: success.
 
@@ -139,6 +142,7 @@ class Devices:
                 raise
         return True
 
+    @tracing.timed("vm.plug_nic")
     async def attach_nic(self, nic: Nic, tap_fd: int) -> None:
         """Hot-plug a NIC into a free root port; the descriptor stays the caller's."""
         async with contextlib.AsyncExitStack() as undo:
@@ -166,6 +170,7 @@ class Devices:
         """Whether the VM has a virtio-fs device."""
         return any(name.partition("-")[2] == SHARE for name in await self._plugged())
 
+    @tracing.timed("vm.plug_share")
     async def attach_share(self, tag: str, backend_fd: int) -> None:
         """Hot-plug a virtio-fs device into a free root port."""
         async with contextlib.AsyncExitStack() as undo:
@@ -187,6 +192,7 @@ class Devices:
             await self._monitor.execute("device_add", device)
             undo.pop_all()
 
+    @tracing.timed("vm.resize")
     async def resize(self, size: VmSize) -> None:
         """Plug in processors and memory; see hypervisor/qemu/resize.py."""
         await plug_cpus(self._monitor, size.vcpus)
