@@ -11,7 +11,7 @@ LIBEXEC := /usr/local/libexec/vmruntime
 PYTEST_ARGS ?=
 ONLY ?=
 
-.PHONY: help setup system run bench conformance test test-unit lint types protos agent kernel guest clean
+.PHONY: help setup system run bench bench-setup conformance test test-unit lint types protos agent kernel guest clean
 
 help: ## list the verbs
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -63,8 +63,11 @@ test-unit: .make/venv ## the tests that need neither root nor a VM
 conformance: setup ## cri-tools' conformance suite against the daemon (CRITEST_FOCUS=regexp for some specs)
 	$(VENV)/bin/python -m pytest tests/conformance $(PYTEST_ARGS)
 
-bench: setup ## measure beside named peers (ONLY=measure for one); writes bench/results/latest.json
+bench: setup bench-setup ## measure beside named peers (ONLY=measure for one); writes bench/results/latest.json
 	$(VENV)/bin/python -m bench $(ONLY)
+
+bench-setup: | system ## install containerd and runc, which only benchmarks need
+	@tools/setup-bench.sh
 
 lint: .make/venv ## ruff, import contracts, clippy, rustfmt, shellcheck
 	$(VENV)/bin/ruff check .

@@ -6,27 +6,7 @@ set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 [ "$(id -u)" = 0 ] || { echo "error: set-up installs packages and makes an account; run it as root" >&2; exit 1; }
 
-missing=()
-while read -r package _; do
-    case $package in
-    '' | '#'*) continue ;;
-    */*) if [ "${package#*/}" != "$(dpkg --print-architecture)" ]; then continue; fi ;;
-    esac
-    package=${package%/*}
-    dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing+=("$package")
-done <"$here/packages.txt"
-if [ "${#missing[@]}" -gt 0 ]; then
-    echo "installing: ${missing[*]}"
-    export DEBIAN_FRONTEND=noninteractive
-    apt-get update -qq
-    # No service may start by itself (docker-registry would): policy-rc.d, unless the host has its own.
-    if [ ! -e /usr/sbin/policy-rc.d ]; then
-        printf '#!/bin/sh\nexit 101\n' >/usr/sbin/policy-rc.d
-        chmod 755 /usr/sbin/policy-rc.d
-        trap 'rm -f /usr/sbin/policy-rc.d' EXIT
-    fi
-    apt-get install -y -qq --no-install-recommends "${missing[@]}" </dev/null >/dev/null
-fi
+"$here/install-packages.sh" "$here/packages.txt"
 
 if ! getent passwd vmruntime >/dev/null; then
     group=()
