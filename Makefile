@@ -11,7 +11,7 @@ LIBEXEC := /usr/local/libexec/vmruntime
 PYTEST_ARGS ?=
 ONLY ?=
 
-.PHONY: help setup system run bench bench-setup conformance test test-unit lint types protos agent kernel guest clean
+.PHONY: help setup system run bench bench-setup bench-docs conformance test test-unit lint types protos agent kernel guest clean
 
 help: ## list the verbs
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -68,6 +68,9 @@ bench: setup bench-setup ## measure beside named peers (ONLY=measure for one); w
 
 bench-setup: | system ## install containerd and runc, which only benchmarks need
 	@tools/setup-bench.sh
+
+bench-docs: .make/venv ## put the figures of the last run into docs/performance.*
+	$(VENV)/bin/python -m bench --write-docs
 
 lint: .make/venv ## ruff, import contracts, clippy, rustfmt, shellcheck
 	$(VENV)/bin/ruff check .

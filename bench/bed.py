@@ -1,9 +1,8 @@
-"""What benchmarks stand on: a daemon of their own, an image, and the CRI calls they time."""
+"""What benchmarks stand on: an image, a daemon with the settings that a measure wants, and containerd beside it."""
 
 from __future__ import annotations
 
 import contextlib
-import itertools
 import json
 import os
 import shutil
@@ -12,93 +11,153 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from tests.support.daemon import GUEST, Daemon, container_config, sandbox_config
+import grpc
+
+from bench.client import Client
+from bench.containerd import Containerd, containerd
+from tests.support.daemon import GUEST, Daemon
 from tests.support.load import MeasuredDaemon, measured_daemon
+from vmruntime.config.settings import Settings
 from vmruntime.generated import cri_pb2 as cri
+from vmruntime.hypervisor.interface import Accelerator
 from vmruntime.model.resources import VmSize
 
 ROOT = Path(__file__).resolve().parent.parent
-APPLETS = ("sh", "true", "cat", "sleep", "seq", "mkdir", "cp", "ln", "echo", "dd", "httpd")
+APPLETS = ("sh", "true", "cat", "sleep", "seq", "mkdir", "cp", "ln", "echo", "dd", "httpd", "mknod", "nc", "rm")
+IMAGE = "bench.local/image:1"
+WARM = 2
+SETTLE_SECONDS = 60.0
+QUIET_SECONDS = 0.3
+
+Source = Literal["auto", "cold", "template", "warm"]
+"""Where pods' VMs come from; "auto": as without any configuration."""
+
+_START = {
+    "auto": "",
+    "cold": '[start]\nsource = "cold"\nwarm = 0\n',
+    "template": '[start]\nsource = "template"\nwarm = 0\n',
+    "warm": f'[start]\nsource = "auto"\nwarm = {WARM}\n',
+}
+
+
+class Node(Client):
+    """A vmruntime daemon.
+
+    Attributes:
+        daemon: The daemon, and `measured` the same with its metrics.
+        source: Where its pods' VMs come from.
+    """
+
+    def __init__(self, channel: grpc.Channel, measured: MeasuredDaemon, layout: Path, source: Source) -> None:
+        super().__init__(channel, measured.daemon.base, "")
+        self.measured = measured
+        self.daemon: Daemon = measured.daemon
+        self.source = source
+        self.image = self.pull(f"oci:{layout}:1")
+
+    @property
+    def accelerator(self) -> Accelerator:
+        """How its guests run."""
+        return Accelerator(self._status("hypervisor")["accelerator"])
+
+    def settle(self) -> None:
+        """Wait until it has nothing to do in the background: the template is made, and as many VMs wait as shall.
+
+        Raises:
+            TimeoutError: Not within SETTLE_SECONDS.
+        """
+        if self.source == "cold":
+            return
+        end = time.monotonic() + SETTLE_SECONDS
+        last, since = self._status("start"), time.monotonic()
+        while not self._complete(last) or (self.source == "auto" and time.monotonic() - since < QUIET_SECONDS):
+            if time.monotonic() > end:
+                raise TimeoutError(f"the daemon does not get ready to start pods ({self.source}): {last}")
+            time.sleep(0.02)
+            if (now := self._status("start")) != last:
+                last, since = now, time.monotonic()
+
+    def source_of(self, pod: str) -> str:
+        """Return where a pod's VM came from."""
+        return str(self.info(pod).get("source", "cold"))
+
+    def _complete(self, start: dict[str, Any]) -> bool:
+        """Whether all is there that starts need; a daemon that says nothing has only one way."""
+        if not start:
+            return True
+        return start["template"] == "ready" and (self.source != "warm" or start["warm"] >= WARM)
+
+    def _status(self, key: str) -> dict[str, Any]:
+        status = self.runtime.Status(cri.StatusRequest(verbose=True))
+        found: dict[str, Any] = json.loads(status.info.get(key, "{}"))
+        return found
 
 
 class Bed:
-    """A daemon and an image with BusyBox and a static crun. Its methods may be called from several threads.
+    """An image, containerd, and one daemon at a time, so that none disturbs another.
 
     Attributes:
-        measured: The daemon with its metrics.
+        base: A directory for whatever a measure needs.
         guest: Directory of kernel and initramfs.
-        image: Reference of the image.
+        layout: OCI layout of the image, in which it is called "1".
     """
 
-    def __init__(self, measured: MeasuredDaemon, base: Path) -> None:
-        self.measured = measured
-        self.daemon: Daemon = measured.daemon
+    def __init__(self, base: Path, stack: contextlib.ExitStack) -> None:
         self.base = base
         self.guest = Path(GUEST)
-        self._numbers = itertools.count(1)
-        self._configs: dict[str, Any] = {}
-        layout = base / "image"
-        _build_image(layout)
-        self.image = str(self.pull(f"oci:{layout}:1"))
+        self.layout = base / "image"
+        self._stack = stack
+        self._daemon = stack.enter_context(contextlib.ExitStack())
+        self._node: tuple[Node, str] | None = None
+        self._peer: Containerd | None = None
+        self._client: Client | None = None
+        self._count = 0
+        _build_image(self.layout)
+
+    def node(self, source: Source = "auto", extra: str = "") -> Node:
+        """Return a daemon with some settings; one with others is ended first.
+
+        Args:
+            source: Where its pods' VMs come from.
+            extra: More configuration, as TOML.
+        """
+        settings = (_START[source] if self.has_sources else "") + extra
+        if self._node is not None and self._node[0].source == source and self._node[1] == settings:
+            return self._node[0]
+        self.rest()
+        self._count += 1
+        measured = self._daemon.enter_context(measured_daemon(self.base / f"d{self._count}", extra=settings))
+        channel = self._daemon.enter_context(grpc.insecure_channel(f"unix:{measured.daemon.socket}"))
+        self._node = Node(channel, measured, self.layout, source), settings
+        self._node[0].settle()
+        return self._node[0]
 
     @property
-    def accelerator(self) -> str:
-        """How the daemon's guests run."""
-        status = self.daemon.runtime.Status(cri.StatusRequest(verbose=True))
-        return str(json.loads(status.info["hypervisor"])["accelerator"])
+    def guest_kernel(self) -> str:
+        """The release of the guest's kernel."""
+        about = self.guest / "guest.json"
+        return str(json.loads(about.read_text())["kernel_release"]) if about.exists() else "unknown"
 
-    def pull(self, reference: str) -> str:
-        """Pull an image; return the reference to use."""
-        request = cri.PullImageRequest(image=cri.ImageSpec(image=reference))
-        return str(self.daemon.images.PullImage(request, timeout=600).image_ref)
+    def rest(self) -> None:
+        """End the daemon, so that it is not in the way of a measure that brings its own."""
+        self._node = None
+        self._daemon.close()
 
-    def run_pod(self, *, privileged: bool = False) -> str:
-        """Start a sandbox and return its id; a privileged one may have privileged containers."""
-        config = sandbox_config(f"bench-{next(self._numbers)}", self.base)
-        config.linux.security_context.privileged = privileged
-        pod = str(self.daemon.runtime.RunPodSandbox(cri.RunPodSandboxRequest(config=config)).pod_sandbox_id)
-        self._configs[pod] = config
-        return pod
+    @property
+    def has_sources(self) -> bool:
+        """Whether the daemon has several sources of VMs."""
+        return "start" in Settings.__struct_fields__
 
-    def info(self, pod: str) -> dict[str, Any]:
-        """Return a sandbox's verbose information."""
-        request = cri.PodSandboxStatusRequest(pod_sandbox_id=pod, verbose=True)
-        found: dict[str, Any] = json.loads(self.daemon.runtime.PodSandboxStatus(request).info["info"])
-        return found
-
-    def remove_pod(self, pod: str) -> None:
-        """Remove a sandbox."""
-        self.daemon.runtime.RemovePodSandbox(cri.RemovePodSandboxRequest(pod_sandbox_id=pod))
-        del self._configs[pod]
-
-    def create(self, pod: str, name: str, command: list[str], *, privileged: bool = False) -> str:
-        """Create a container."""
-        config = container_config(name, self.image, command)
-        config.linux.security_context.privileged = privileged
-        request = cri.CreateContainerRequest(pod_sandbox_id=pod, config=config, sandbox_config=self._configs[pod])
-        return str(self.daemon.runtime.CreateContainer(request).container_id)
-
-    def start(self, container: str) -> None:
-        """Start a container."""
-        self.daemon.runtime.StartContainer(cri.StartContainerRequest(container_id=container))
-
-    def remove(self, container: str) -> None:
-        """Remove a container."""
-        self.daemon.runtime.RemoveContainer(cri.RemoveContainerRequest(container_id=container))
-
-    def exec(self, container: str, script: str) -> str:
-        """Run a shell script in a container and return what it wrote."""
-        request = cri.ExecSyncRequest(container_id=container, cmd=["/bin/sh", "-c", script], timeout=120)
-        answer = self.daemon.runtime.ExecSync(request)
-        if answer.exit_code != 0:
-            raise RuntimeError(f"{script}: {answer.stderr.decode()}")
-        return str(answer.stdout.decode())
-
-    def log(self, pod: str, name: str) -> Path:
-        """Return where a container's log is."""
-        return Path(self._configs[pod].log_directory) / f"{name}.log"
+    @property
+    def containerd(self) -> Client:
+        """A client of containerd, which starts at the first use and stays."""
+        if self._client is None:
+            self._peer = self._stack.enter_context(containerd(self.base / "c"))
+            self._peer.add_image(self.layout, "1", IMAGE)
+            self._client = self._peer.client(IMAGE)
+        return self._client
 
     def size(self) -> VmSize:
         """Return the size of a VM of a pod without limits, as the settings have it."""
@@ -111,8 +170,8 @@ def bed() -> Iterator[Bed]:
     with tempfile.TemporaryDirectory(prefix="vmr-", dir="/tmp") as name:
         base = Path(name)
         base.chmod(0o755)  # VMs run unprivileged and pass through
-        with measured_daemon(base / "d") as measured:
-            yield Bed(measured, base)
+        with contextlib.ExitStack() as stack:
+            yield Bed(base, stack)
 
 
 def timed(work: Any, *arguments: Any) -> tuple[float, Any]:

@@ -35,6 +35,7 @@ DEADLINE = 120.0
 
 def image_pod_start(bed: Bed) -> list[Record]:
     """RunPodSandbox, CreateContainer and StartContainer until the guest's kernel starts, beside `virsh start`."""
+    bed.rest()
     values, without_create, bare = [], [], []
     phases: dict[str, list[float]] = {}
     with _machines(bed.base / "start") as (daemon, uri):
@@ -61,6 +62,7 @@ def image_pod_start(bed: Bed) -> list[Record]:
 
 def image_pod_memory(bed: Bed) -> list[Record]:
     """Proportional set size of idle image pods with one volume, whose guests are up."""
+    bed.rest()
     volume = bed.base / "volume"
     volume.mkdir()
     mounts = [cri.Mount(container_path="/volume", host_path=str(volume))]

@@ -3,38 +3,58 @@
 from __future__ import annotations
 
 import concurrent.futures
-import tempfile
 from collections.abc import Callable
-from pathlib import Path
 from typing import TypeVar
 
-from bench.bed import Bed, timed
-from bench.raw_boot import boot_once
-from bench.records import Record, histogram_quantile, record
+import grpc
+
+from bench.bed import Bed, Node, timed
+from bench.client import Client
+from bench.records import Record, beside, histogram_quantile, record
 from tests.support.load import MeasuredDaemon, measured_daemon
-from vmruntime.hypervisor.interface import Accelerator
 
 T = TypeVar("T")
 
 TEN = 10
-ROUNDS = 3
+ROUNDS = 5
 LIVES = 8
 LIVES_AT_ONCE = 4
 LAG = "vmruntime_event_loop_lag_seconds"
 
 
 def ten_pods_at_once(bed: Bed) -> list[Record]:
-    """Ten calls of RunPodSandbox at once, until the last one is answered, beside ten QEMUs alone at once."""
-    accelerator = Accelerator(bed.accelerator)
-    values, raw = [], []
+    """Ten calls of RunPodSandbox at once, until the last one is answered, beside one; and containerd's ten.
+
+    Twice: with the daemon's own choice of where VMs come from, and with all of them from the template.
+    """
+    ten, one, containerd = _ten(bed, bed.node())
+    words = "one pod alone on the same daemon"
+    more = [beside("containerd and runc, ten at once", ten, containerd)]
+    if bed.has_sources:
+        templates, single, _ = _ten(bed, bed.node("template"))
+        more.append(beside(words, templates, single, what="all from the template"))
+    return [record("ten_pods_at_once", "ms", ten, peer=words, peer_values=one, extra={"beside": more})]
+
+
+def _ten(bed: Bed, node: Node) -> tuple[list[float], list[float], list[float]]:
+    """Return milliseconds of ten at once, of one alone and of containerd's ten, rounds alternating."""
+    ten, one, containerd = [], [], []
     for _ in range(ROUNDS):
-        raw.append(timed(_at_once, TEN, lambda: boot_once(bed.guest, bed.size(), accelerator))[0])
-        milliseconds, pods = timed(_at_once, TEN, bed.run_pod)
-        values.append(milliseconds)
-        with concurrent.futures.ThreadPoolExecutor(TEN) as pool:
-            list(pool.map(bed.remove_pod, pods))
-    peer = "ten QEMUs alone at once, to the last agent's line"
-    return [record("ten_pods_at_once", "ms", values, peer=peer, peer_values=raw)]
+        containerd.append(_run_ten(bed.containerd))
+        node.settle()
+        milliseconds, pod = timed(node.run_pod)
+        one.append(milliseconds)
+        node.remove_pod(pod)
+        node.settle()
+        ten.append(_run_ten(node))
+    return ten, one, containerd
+
+
+def _run_ten(client: Client) -> float:
+    milliseconds, pods = timed(_at_once, TEN, client.run_pod)
+    with concurrent.futures.ThreadPoolExecutor(TEN) as pool:
+        list(pool.map(client.remove_pod, pods))
+    return milliseconds
 
 
 def event_loop_stall(bed: Bed) -> list[Record]:
@@ -42,12 +62,14 @@ def event_loop_stall(bed: Bed) -> list[Record]:
 
     Twice: with VMs, which compete for the same processors, and without, which leaves what the daemon does to itself.
     """
-    buckets = _lag_while(bed.measured, lambda: _lives(bed, "vm"))
-    with tempfile.TemporaryDirectory(prefix="vmr-", dir="/tmp") as name:
-        Path(name).chmod(0o755)
-        with measured_daemon(Path(name) / "d", fake=True) as node:
-            alone = Bed(node, Path(name))
-            without = _lag_while(node, lambda: _lives(alone, "fake"))
+    node = bed.node()
+    buckets = _lag_while(node.measured, lambda: _lives(node, "vm"))
+    with (
+        measured_daemon(bed.base / "fake", fake=True) as measured,
+        grpc.insecure_channel(f"unix:{measured.daemon.socket}") as channel,
+    ):
+        alone = Node(channel, measured, bed.layout, "auto")
+        without = _lag_while(measured, lambda: _lives(alone, "fake"))
     extra = {
         "samples": int(buckets[-1][1]),
         "without_vms_p50_ms": round(histogram_quantile(without, 0.5), 2),
@@ -66,14 +88,12 @@ def event_loop_stall(bed: Bed) -> list[Record]:
     ]
 
 
-def _lives(bed: Bed, name: str) -> None:
+def _lives(client: Client, name: str) -> None:
     def one() -> None:
-        pod = bed.run_pod()
-        container = bed.create(pod, name, ["/bin/sh", "-c", "sleep 3600"])
-        bed.start(container)
-        bed.exec(container, "true")
-        bed.remove(container)
-        bed.remove_pod(pod)
+        with client.pod() as pod:
+            container = client.run(pod, name, ["/bin/sh", "-c", "sleep 3600"])
+            client.exec(container, "true")
+            client.remove(container)
 
     def several() -> None:
         for _ in range(LIVES):

@@ -7,7 +7,8 @@ import math
 import os
 import platform
 import subprocess
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ class Record(msgspec.Struct, kw_only=True):
         unit: Of p50, p99 and peer_p50.
         peer: What it is compared with, in words; empty: nothing.
         ratio: p50 ÷ peer_p50; None without a peer.
-        extra: Where the value comes from, such as phases.
+        extra: Where the value comes from, such as phases; under "beside" what `beside` makes of more peers.
     """
 
     measure: str
@@ -63,6 +64,20 @@ def record(
     )
 
 
+def beside(peer: str, values: Sequence[float], peer_values: Sequence[float], *, what: str = "") -> dict[str, Any]:
+    """Return what `extra` has under "beside" for one more peer.
+
+    Args:
+        peer: The peer in words.
+        values: Of the measure, or of a variant of it.
+        peer_values: Of the peer.
+        what: The variant in words; empty: the measure itself.
+    """
+    p50, peer_p50 = percentile(values, 50), percentile(peer_values, 50)
+    found = {"p50": round(p50, 3), "peer": peer, "peer_p50": round(peer_p50, 3), "ratio": round(p50 / peer_p50, 3)}
+    return {"what": what, **found} if what else found
+
+
 def percentile(values: Sequence[float], which: float) -> float:
     """Return the nearest-rank percentile; raise ValueError when there are no values."""
     if not values:
@@ -88,8 +103,13 @@ def histogram_quantile(buckets: Sequence[tuple[float, float]], which: float) -> 
     return lower
 
 
-def host(accelerator: str) -> dict[str, Any]:
-    """Return what the figures depend on."""
+def host(accelerator: str, guest: str) -> dict[str, Any]:
+    """Return what the figures depend on.
+
+    Args:
+        accelerator: How guests run.
+        guest: The guest's kernel.
+    """
     cpu = next(
         (
             line.split(":", 1)[1].strip()
@@ -107,7 +127,11 @@ def host(accelerator: str) -> dict[str, Any]:
         "kernel": platform.release(),
         "python": platform.python_version(),
         "qemu": _first_line("qemu-system-" + platform.machine(), "--version"),
+        "containerd": _first_line("containerd", "--version"),
+        "runc": _first_line("runc", "--version"),
         "skopeo": _first_line("skopeo", "--version"),
+        "guest": guest,
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
         "load_before": round(os.getloadavg()[0], 2),
     }
 
@@ -128,14 +152,23 @@ def show(records: Sequence[Record]) -> None:
     for name in ("measure", "unit", "p50", "p99", "peer", "peer p50", "ratio", "rounds"):
         table.add_column(name, justify="left" if name in ("measure", "unit", "peer") else "right")
     for one in records:
-        number: Callable[[float | None], str] = lambda value: "" if value is None else f"{value:.3g}"  # noqa: E731
         cells = (number(one.p50), number(one.p99), one.peer, number(one.peer_p50), number(one.ratio), str(one.rounds))
         table.add_row(one.measure, one.unit, *cells)
+        for more in one.extra.get("beside", []):
+            cells = ("  " + more.get("what", ""), "", number(more["p50"]), "", more["peer"], number(more["peer_p50"]))
+            table.add_row(*cells, number(more["ratio"]), "")
     console = Console(width=160)
     console.print(table)
     for one in records:
-        if one.extra:
-            console.print(f"[bold]{one.measure}[/bold] {json.dumps(one.extra)}", highlight=False)
+        if rest := {name: value for name, value in one.extra.items() if name != "beside"}:
+            console.print(f"[bold]{one.measure}[/bold] {json.dumps(rest)}", highlight=False)
+
+
+def number(value: float | None) -> str:
+    """Return three digits that say something, without exponents; None: nothing."""
+    if value is None:
+        return ""
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 def _first_line(*command: str) -> str:

@@ -8,7 +8,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 from bench.bed import Bed
-from bench.records import Record, record
+from bench.client import Client
+from bench.records import Record, beside, record
 from vmruntime.agent.client import AgentClient
 from vmruntime.generated import cri_pb2 as cri
 from vmruntime.model.streams import ExecSpec
@@ -28,44 +29,81 @@ Transfer = Callable[[], Awaitable[int]]
 
 def exec_throughput(bed: Bed) -> list[Record]:
     """What a command writes, through CRI's Exec and SPDY, beside the agent's own Exec over the same relay and vsock."""
-    pod = bed.run_pod()
-    container = bed.create(pod, "exec", ["sleep", "3600"])
-    bed.start(container)
-    socket = Path(bed.daemon.run) / "sandboxes" / pod[:13] / "agent.sock"
+    node, peer = bed.node(), bed.containerd
+    with node.pod() as pod, peer.pod() as peer_pod:
+        container = node.run(pod, "exec", ["sleep", "3600"])
+        peer_container = peer.run(peer_pod, "exec", ["sleep", "3600"])
+        socket = Path(node.daemon.run) / "sandboxes" / pod[:13] / "agent.sock"
 
-    async def through_cri() -> int:
+        async def through_agent() -> int:
+            agent = AgentClient(socket)
+            try:
+                async with agent.exec(ExecSpec(container_id=container, argv=WORDS)) as command:
+                    return await _count(chunk.data async for chunk in command.output() if not chunk.stderr)
+            finally:
+                await agent.close()
+
+        values, agents, containerds = _alternate(
+            _exec_through(node, container), through_agent, _exec_through(peer, peer_container)
+        )
+        pipe = _pipe_in_guest(node, container)
+    words = "the agent's Exec over the same relay and vsock"
+    extra = {
+        "mib_a_round": BYTES // MIB,
+        "pipe_in_guest_mib_s": round(pipe, 1),
+        "beside": [beside("containerd and runc, the same stream", values, containerds)],
+    }
+    return [record("exec_throughput", "MiB/s", values, peer=words, peer_values=agents, extra=extra)]
+
+
+def port_forward_throughput(bed: Bed) -> list[Record]:
+    """What a port sends, through CRI's PortForward and SPDY, beside TCP to the pod's address."""
+    node, peer = bed.node(), bed.containerd
+    with node.pod() as pod, peer.pod() as peer_pod:
+        for client, where in ((node, pod), (peer, peer_pod)):
+            client.run(where, "serve", ["/bin/sh", "-c", SERVE])
+        address = node.address(pod)
+
+        async def direct() -> int:
+            reader, writer = await asyncio.open_connection(address, PORT)
+            try:
+                writer.write(ASK)
+                return await _count(iter_reads(lambda: reader.read(65536)))
+            finally:
+                writer.close()
+                await writer.wait_closed()
+
+        values, directs, containerds = _alternate(
+            _until_it_listens(_forwarded(node, pod)),
+            _until_it_listens(direct),
+            _until_it_listens(_forwarded(peer, peer_pod)),
+        )
+    more = beside("containerd and runc, the same stream", values, containerds)
+    extra = {"beside": [more], "mib_a_round": BYTES // MIB}
+    words = "TCP to the pod's address, through tap and bridge"
+    return [record("port_forward_throughput", "MiB/s", values, peer=words, peer_values=directs, extra=extra)]
+
+
+def _exec_through(client: Client, container: str) -> Transfer:
+    """Return a transfer through CRI's Exec."""
+
+    async def transfer() -> int:
         request = cri.ExecRequest(container_id=container, cmd=WORDS, stdout=True)
-        url = bed.daemon.runtime.Exec(request).url
+        url = client.runtime.Exec(request).url
         async with open_spdy(url, ["v4.channel.k8s.io"]) as (session, _):
             await session.open({"streamType": "error"})
             stdout = await session.open({"streamType": "stdout"})
             return await _count(iter_reads(stdout.read))
 
-    async def through_agent() -> int:
-        agent = AgentClient(socket)
-        try:
-            async with agent.exec(ExecSpec(container_id=container, argv=WORDS)) as command:
-                return await _count(chunk.data async for chunk in command.output() if not chunk.stderr)
-        finally:
-            await agent.close()
-
-    values, peer = _alternate(through_cri, through_agent)
-    pipe = _pipe_in_guest(bed, container)
-    bed.remove_pod(pod)
-    words = "the agent's Exec over the same relay and vsock"
-    extra = {"mib_a_round": BYTES // MIB, "pipe_in_guest_mib_s": round(pipe, 1)}
-    return [record("exec_throughput", "MiB/s", values, peer=words, peer_values=peer, extra=extra)]
+    return transfer
 
 
-def port_forward_throughput(bed: Bed) -> list[Record]:
-    """What a port sends, through CRI's PortForward and SPDY, beside TCP to the pod's address."""
-    pod = bed.run_pod()
-    bed.start(bed.create(pod, "serve", ["/bin/sh", "-c", SERVE]))
-    status = bed.daemon.runtime.PodSandboxStatus(cri.PodSandboxStatusRequest(pod_sandbox_id=pod)).status
-    address = status.network.ip
+def _forwarded(client: Client, pod: str) -> Transfer:
+    """Return a transfer through CRI's PortForward."""
 
-    async def forwarded() -> int:
-        url = bed.daemon.runtime.PortForward(cri.PortForwardRequest(pod_sandbox_id=pod)).url
+    async def transfer() -> int:
+        request = cri.PortForwardRequest(pod_sandbox_id=pod, port=[PORT])
+        url = client.runtime.PortForward(request).url
         async with open_spdy(url, ["portforward.k8s.io"]) as (session, _):
             headers = {"port": str(PORT), "requestID": "0"}
             error = await session.open({"streamType": "error", **headers})
@@ -74,20 +112,7 @@ def port_forward_throughput(bed: Bed) -> list[Record]:
             await data.write(ASK)
             return await _count(iter_reads(data.read))
 
-    async def direct() -> int:
-        reader, writer = await asyncio.open_connection(address, PORT)
-        try:
-            writer.write(ASK)
-            return await _count(iter_reads(lambda: reader.read(65536)))
-        finally:
-            writer.close()
-            await writer.wait_closed()
-
-    values, peer = _alternate(_until_it_listens(forwarded), _until_it_listens(direct))
-    bed.remove_pod(pod)
-    extra = {"mib_a_round": BYTES // MIB}
-    words = "TCP to the pod's address, through tap and bridge"
-    return [record("port_forward_throughput", "MiB/s", values, peer=words, peer_values=peer, extra=extra)]
+    return transfer
 
 
 async def iter_reads(read: Callable[[], Awaitable[bytes]]) -> AsyncIterator[bytes]:
@@ -117,14 +142,14 @@ def _until_it_listens(transfer: Transfer) -> Transfer:
     return tried
 
 
-def _alternate(transfer: Transfer, peer: Transfer) -> tuple[list[float], list[float]]:
-    """Return the rates of both, in MiB a second, rounds alternating; the first round warms up and is not counted."""
-    rates: tuple[list[float], list[float]] = ([], [])
+def _alternate(*transfers: Transfer) -> list[list[float]]:
+    """Return the rates of each, in MiB a second, rounds alternating; the first round warms up and is not counted."""
+    rates: list[list[float]] = [[] for _ in transfers]
     for number in range(ROUNDS + 1):
-        for which, one in enumerate((peer, transfer)):
+        for one, found in zip(transfers, rates, strict=True):
             rate = asyncio.run(_rate(one))
             if number:
-                rates[1 - which].append(rate)
+                found.append(rate)
     return rates
 
 
@@ -137,9 +162,9 @@ async def _rate(transfer: Transfer) -> float:
     return BYTES / MIB / (time.monotonic() - began)
 
 
-def _pipe_in_guest(bed: Bed, container: str) -> float:
+def _pipe_in_guest(client: Client, container: str) -> float:
     """Return what a pipe between two processes of the guest carries, in MiB a second."""
     count = 4 * BYTES
     script = f"cat /proc/uptime; dd if=/dev/zero bs=64k count={count // 65536} | cat > /dev/null; cat /proc/uptime"
-    before, after = (float(line.split()[0]) for line in bed.exec(container, script).splitlines())
+    before, after = (float(line.split()[0]) for line in client.exec(container, script).splitlines())
     return count / MIB / max(after - before, 0.01)

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.measures import MEASURES
-from bench.records import histogram_quantile, percentile, record, write
+from bench.records import beside, histogram_quantile, number, percentile, record, write
 
 
 def test_percentiles_are_values_that_occurred() -> None:
@@ -26,14 +25,25 @@ def test_quantiles_of_a_histogram() -> None:
     assert histogram_quantile([(1.0, 0.0), (math.inf, 0.0)], 0.5) == 0.0  # of nothing
 
 
-def test_every_measure_is_promised() -> None:
-    promised = (Path(__file__).parents[3] / "SPECIFICATION.md").read_text()
-    assert [name for name in MEASURES if f"`{name}`" not in promised] == []
-
-
 def test_a_ratio_needs_a_peer() -> None:
     assert record("m", "ms", [1.0, 2.0, 3.0], peer="p", peer_values=[4.0]).ratio == 0.5
     assert record("m", "ms", [1.0]).ratio is None
+
+
+def test_a_second_peer_is_told_with_the_variant_that_is_beside_it() -> None:
+    assert beside("p", [1.0, 2.0], [4.0]) == {"p50": 1.0, "peer": "p", "peer_p50": 4.0, "ratio": 0.25}
+    assert beside("p", [1.0], [2.0], what="other way")["what"] == "other way"
+
+
+def test_numbers_have_the_digits_that_say_something() -> None:
+    assert [number(value) for value in (None, 0.0, 0.1234, 1.0, 12.345, 2130.4)] == [
+        "",
+        "0",
+        "0.123",
+        "1",
+        "12.3",
+        "2130",
+    ]
 
 
 def test_a_run_of_one_measure_keeps_the_others(tmp_path: Path) -> None:
