@@ -52,7 +52,7 @@ class Attachments:
         return self._directory / f"{sandbox_id}.lock"
 
     async def save(self, attachment: Attachment) -> None:
-        """Write an attachment: all of it or nothing, and on the disk before it counts.
+        """Write an attachment, and wait until it is on the disk: a host that crashes leaves the old one or the new one.
 
         Raises:
             NetworkError: The disk does not take it.
@@ -66,8 +66,12 @@ class Attachments:
             with temporary.open("wb") as file:
                 file.write(content)
                 file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
+                if path.exists():
+                    os.fsync(file.fileno())
+                    temporary.replace(path)
+                else:  # the name comes first, so that it is on the disk as well; without the content it does no harm yet
+                    temporary.replace(path)
+                    os.fsync(file.fileno())
 
         try:
             await in_thread(write)
