@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import socket
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from vmruntime.model.sandbox import Dns, PodNetwork
 from vmruntime.network import netns
 from vmruntime.network.dhcp_options import Lease, dnsmasq_arguments, leases
 from vmruntime.network.errors import NetworkError
-from vmruntime.network.tap import batch, rule
+from vmruntime.network.rtnetlink import Key, Rtnetlink
 
 PROGRAM = "dnsmasq"
 ROLE = "dhcp"
@@ -31,6 +32,11 @@ PASS_DHCP = 1
 """Number of the rule that keeps a guest's requests to DHCP servers from the redirection."""
 
 SERVER_PORT = 67
+DHCP_REQUESTS = [
+    Key(-4, 0x0800, 0xFFFF),  # the frame is of IPv4 (of the Ethernet header, the last half of the last four bytes)
+    Key(8, socket.IPPROTO_UDP << 16, 0xFF << 16),
+    Key(20, SERVER_PORT, 0xFFFF),  # the destination's port, when the IP header has no options
+]
 CAPABILITIES = (
     "net_admin",
     "net_bind_service",
@@ -93,25 +99,20 @@ async def _listen_on_taps(namespace: Path, given: list[Lease]) -> None:
     """Give each tap the server's address and let requests to it pass; doing it again changes nothing."""
 
     def set_up() -> None:
-        for lease in given:
-            for setting, value in SETTINGS.items():
-                (Path("/proc/sys/net/ipv4/conf") / lease.nic.tap / setting).write_text(value)
+        with Rtnetlink() as kernel:
+            for lease in given:
+                for setting, value in SETTINGS.items():
+                    (Path("/proc/sys/net/ipv4/conf") / lease.nic.tap / setting).write_text(value)
+                tap = socket.if_nametoindex(lease.nic.tap)
+                kernel.set_address(tap, str(lease.server))
+                # To a guest that has its address an answer is sent there, and its answer to ARP would be redirected.
+                kernel.set_neighbour(tap, str(lease.address.ip), lease.nic.mac)
+                kernel.set_rule(tap, PASS_DHCP, DHCP_REQUESTS)
 
     try:
         await netns.inside(namespace, set_up)
     except OSError as error:
         raise NetworkError(f"DHCP cannot be set up in {namespace}: {error.strerror}: {error.filename}") from error
-    addresses, rules = "", ""
-    for lease in given:
-        tap = lease.nic.tap
-        addresses += f"addr replace {lease.server}/32 dev {tap} scope link\n"
-        # To a guest that has its address an answer is sent there, and its answer to ARP would be redirected.
-        addresses += f"neigh replace {lease.address.ip} lladdr {lease.nic.mac} dev {tap} nud permanent\n"
-        # IPv4, UDP, port 67. The class has no meaning: a rule without an action needs one. (Not every kernel has act_gact.)
-        match = f"match u16 0x0800 0xffff at -2 match ip protocol 17 0xff match ip dport {SERVER_PORT} 0xffff"
-        rules += rule(tap, PASS_DHCP, f"{match} flowid ffff:1")
-    await batch(["ip", "-n", namespace.name, "-batch", "-"], addresses)
-    await batch(["tc", "-n", namespace.name, "-batch", "-"], rules)
 
 
 async def _until_listening(process: DetachedProcess, log: Path) -> None:

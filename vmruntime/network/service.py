@@ -8,6 +8,7 @@ from pathlib import Path
 
 import structlog
 
+from vmruntime.aio.beside import together
 from vmruntime.aio.pipeline import in_thread
 from vmruntime.config.settings import NetworkSettings
 from vmruntime.errors import Code, VmruntimeError
@@ -19,9 +20,11 @@ from vmruntime.network.capabilities import BANDWIDTH, PORT_MAPPINGS, capabilitie
 from vmruntime.network.cni import Cni
 from vmruntime.network.errors import NetworkConfigError, NetworkError
 from vmruntime.network.plugins import Plugins
+from vmruntime.network.readback import read
 from vmruntime.network.result import CniResult
+from vmruntime.network.rtnetlink import Rtnetlink
 from vmruntime.network.survey import Survey, survey
-from vmruntime.network.tap import TapHandle, open_tap, tap_name
+from vmruntime.network.tap import SpareTap, TapHandle, join_tap, open_tap, spare_tap, tap_name
 from vmruntime.network.template import FILE_NAME, render, write
 from vmruntime.network.turn import turn
 from vmruntime.paths import Paths
@@ -83,11 +86,25 @@ class NetworkService:
         if write(text, directory):
             log.info("CNI configuration made of network.conf_template", network=conf.name, pod_cidrs=cidrs)
 
-    async def add(self, sandbox: Sandbox) -> tuple[PodNetwork, list[TapHandle]]:
+    async def spare_tap(self) -> SpareTap:
+        """Make a tap for a VM whose pod is not known, or has no network yet; the caller closes it.
+
+        Raises:
+            NetworkError: The kernel refuses.
+        """
+        return await spare_tap()
+
+    async def add(self, sandbox: Sandbox, spare: SpareTap | None = None) -> tuple[PodNetwork, list[TapHandle]]:
         """Make the pod's namespace, run CNI ADD and make taps; on failure nothing stays.
 
+        Args:
+            sandbox: The pod.
+            spare: A new tap of the pod's VM, to be that of its first interface; of no use when this fails. Still the
+                caller's to close. Image pods and host pods leave it alone.
+
         Returns:
-            The network, and the taps, open; none of an image pod's, which open_taps() opens for each of its VMs.
+            The network, and the taps, open: those but the spare one; none of an image pod's, which open_taps() opens for
+            each of its VMs.
 
         Raises:
             NetworkConfigError: There is no network to join; nothing was begun.
@@ -106,17 +123,17 @@ class NetworkService:
         unheard = {PORT_MAPPINGS, BANDWIDTH} & attachment.capabilities.keys() - conf.capabilities
         if unheard:
             log.warning("the pod's network does not do what it asks for", sandbox=sandbox.id, lacks=sorted(unheard))
+        spare = spare if sandbox.spec.kind is SandboxKind.CONTAINER else None
         taps: list[TapHandle] = []
         try:
             await self._attachments.save(attachment)  # first, so that DEL can always be run
-            await netns.create(namespace, _owner(sandbox))
+            if spare is not None:
+                await in_thread(lambda: netns.name(spare.namespace, namespace))
+            else:
+                await netns.create(namespace, _owner(sandbox))
             async with turn(self._attachments.lock(sandbox.id), self._settings.plugin_timeout) as lock:
                 result = await self._cni.add(attachment, lock)
-            await self._attachments.save(attachment)
-            network = _pod_network(namespace, await survey(namespace, result), result, sandbox.spec.kind)
-            await _open_taps(network, taps, persistent=sandbox.spec.kind is SandboxKind.IMAGE)
-            if sandbox.spec.kind is SandboxKind.IMAGE:
-                _close(taps)
+            network = await self._finish(attachment, result, sandbox.spec.kind, spare, taps)
             return network, taps
         except BaseException as error:
             _close(taps)
@@ -125,6 +142,32 @@ class NetworkService:
             except VmruntimeError as second:
                 error.add_note(f"cleaning up failed too: {second}")
             raise
+
+    async def _finish(
+        self,
+        attachment: Attachment,
+        result: CniResult,
+        kind: SandboxKind,
+        spare: SpareTap | None,
+        taps: list[TapHandle],
+    ) -> PodNetwork:
+        """Write down what ADD gave, and join it with taps meanwhile."""
+        network = PodNetwork(netns=attachment.netns)
+
+        def join() -> None:
+            nonlocal network
+            with Rtnetlink() as kernel:
+                network = _pod_network(network.netns, survey(read(kernel), result), result, kind, spare)
+                others = network.interfaces
+                if spare is not None:
+                    join_tap(kernel, network.interfaces[0], spare.index)
+                    others = network.interfaces[1:]
+                _open_taps(kernel, others, taps, persistent=kind is SandboxKind.IMAGE)
+                if kind is SandboxKind.IMAGE:
+                    _close(taps)
+
+        await together(self._attachments.save(attachment), netns.inside(Path(attachment.netns), join))
+        return network
 
     async def open_taps(self, sandbox: Sandbox) -> list[TapHandle]:
         """Open the taps of an image pod, in the order of its interfaces; one that is gone is made again.
@@ -138,8 +181,13 @@ class NetworkService:
                 f"the network of pod {sandbox.id[:13]} is gone", remedy="remove the pod", code=Code.FAILED_PRECONDITION
             )
         taps: list[TapHandle] = []
+
+        def open_all() -> None:
+            with Rtnetlink() as kernel:
+                _open_taps(kernel, network.interfaces, taps, persistent=True)
+
         try:
-            await _open_taps(network, taps, persistent=True)
+            await netns.inside(Path(network.netns), open_all)
         except BaseException:
             _close(taps)
             raise
@@ -256,27 +304,32 @@ def _owner(sandbox: Sandbox) -> UserNamespace | None:
     return sandbox.spec.namespaces.user_namespace if sandbox.spec.kind is SandboxKind.HOST else None
 
 
-def _pod_network(namespace: Path, seen: Survey, result: CniResult, kind: SandboxKind) -> PodNetwork:
+def _pod_network(
+    namespace: str, seen: Survey, result: CniResult, kind: SandboxKind, spare: SpareTap | None
+) -> PodNetwork:
     """Return what CNI made; all but host pods have a tap beside each interface."""
     interfaces = [
         NetworkInterface(
             name=nic.name,
             mac=nic.mac,
+            device_mac=spare.mac if spare is not None and position == 0 else "",
             mtu=nic.mtu,
             addresses=nic.addresses,
             neighbours=nic.neighbours,
             tap=tap_name(nic.index) if kind is not SandboxKind.HOST else "",
         )
-        for nic in seen.nics
+        for position, nic in enumerate(seen.nics)
     ]
-    return PodNetwork(netns=str(namespace), interfaces=interfaces, routes=seen.routes, dns=result.dns)
+    return PodNetwork(netns=namespace, interfaces=interfaces, routes=seen.routes, dns=result.dns)
 
 
-async def _open_taps(network: PodNetwork, taps: list[TapHandle], *, persistent: bool) -> None:
-    """Open the taps of all interfaces that have one and add each to `taps`, which the caller closes on failure."""
-    for nic in network.interfaces:
+def _open_taps(
+    kernel: Rtnetlink, interfaces: Sequence[NetworkInterface], taps: list[TapHandle], *, persistent: bool
+) -> None:
+    """Open the taps of interfaces that have one and add each to `taps`, which the caller closes on failure."""
+    for nic in interfaces:
         if nic.tap:
-            taps.append(await open_tap(Path(network.netns), nic, persistent=persistent))
+            taps.append(open_tap(kernel, nic, persistent=persistent))
 
 
 def _close(taps: list[TapHandle]) -> None:

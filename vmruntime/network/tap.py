@@ -12,15 +12,20 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import secrets
+import socket
 import struct
-from collections.abc import Callable
 from pathlib import Path
 
-from vmruntime.aio.process import last_lines, run
+from vmruntime.aio.pipeline import in_thread
 from vmruntime.errors import Code
 from vmruntime.model.sandbox import NetworkInterface
 from vmruntime.network import netns
 from vmruntime.network.errors import NetworkError
+from vmruntime.network.rtnetlink import Rtnetlink
+
+TAP_PREFIX = "vmrt-tap"
+"""Of the name of every tap of ours; no interface of CNI's may have it."""
 
 TUNSETIFF, TUNSETPERSIST = 0x400454CA, 0x400454CB  # linux/if_tun.h
 TUNSETOFFLOAD, TUNSETVNETHDRSZ = 0x400454D0, 0x400454D8
@@ -31,9 +36,6 @@ QUIET = {"accept_ra": "0", "autoconf": "0", "router_solicitations": "0", "dad_tr
 
 
 VNET_HDR_SIZE = 10  # of struct virtio_net_hdr: what a new tap has
-
-ROOT_TABLE = 0x800
-"""u32's name for the first table of rules of an interface; every rule is in it, so each has a handle we know."""
 
 REDIRECT = 0x800
 """Number of the rule that redirects. Those with a smaller one come first."""
@@ -53,85 +55,130 @@ class TapHandle:
             self.fd = -1
 
 
-async def open_tap(namespace: Path, nic: NetworkInterface, *, persistent: bool = False) -> TapHandle:
+class SpareTap:
+    """A tap that a VM can have before its pod has a network: alone and down in a namespace without a name.
+
+    The pod gets that namespace, rather than the tap another one: the kernel lets a moved interface wait for tens of
+    milliseconds. Both end with the last descriptor of the tap.
+
+    Attributes:
+        fd: The tap's descriptor.
+        mac: What the VM's NIC is to be plugged in with: random, locally administered.
+        namespace: Descriptor of the namespace.
+        index: The tap's in the namespace.
+    """
+
+    def __init__(self) -> None:
+        self.fd = -1
+        self.namespace = -1
+        self.index = 0
+        self.mac = bytes([secrets.randbits(8) & 0xFC | 0x02, *secrets.token_bytes(5)]).hex(":")
+
+    def make(self) -> None:
+        """Make namespace and tap; for a thread, once. On failure, close() closes what there is.
+
+        Raises:
+            NetworkError: The kernel refuses.
+        """
+        self.namespace = netns.new()
+        name = tap_name(0)
+        with netns.entered(self.namespace):
+            self.fd = _open(name)
+            self.index = _index(name)
+
+    def close(self) -> None:
+        """Close our descriptors; twice does no harm. A VM that got the tap keeps it."""
+        for fd in (self.fd, self.namespace):
+            if fd >= 0:
+                os.close(fd)
+        self.fd = self.namespace = -1
+
+
+async def spare_tap() -> SpareTap:
+    """Make a spare tap.
+
+    Raises:
+        NetworkError: The kernel refuses.
+    """
+    spare = SpareTap()
+    try:
+        await in_thread(spare.make)
+    except BaseException:
+        spare.close()
+        raise
+    return spare
+
+
+def open_tap(kernel: Rtnetlink, nic: NetworkInterface, *, persistent: bool = False) -> TapHandle:
     """Open the tap `nic.tap`, with the interface's MTU and joined to it; it is made if it is not there.
 
     Args:
-        namespace: The pod's network namespace.
+        kernel: Of the pod's namespace, in which the thread is.
         nic: The interface beside which the tap is.
         persistent: It stays when nobody has it open any more.
 
     Raises:
         NetworkError: Somebody has it open (FAILED_PRECONDITION), or the kernel refuses.
     """
-    # Here rather than in the thread's result, which a cancelled caller does not get.
-    handle = TapHandle(nic.name, -1)
-
-    def make() -> None:
-        handle.fd = os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
-        request = struct.pack("16sH22x", nic.tap.encode(), IFF_TAP | IFF_NO_PI | IFF_VNET_HDR)
-        fcntl.ioctl(handle.fd, TUNSETIFF, request)
+    handle = TapHandle(nic.name, _open(nic.tap, beside=nic.name))
+    try:
         if persistent:
             fcntl.ioctl(handle.fd, TUNSETPERSIST, 1)
             # What the last VM had agreed on with its guest.
             fcntl.ioctl(handle.fd, TUNSETOFFLOAD, 0)
             fcntl.ioctl(handle.fd, TUNSETVNETHDRSZ, struct.pack("i", VNET_HDR_SIZE))
-        for interface, settings in ((nic.tap, {"disable_ipv6": "1"}), (nic.name, QUIET)):
-            directory = Path("/proc/sys/net/ipv6/conf") / interface
-            for setting, value in settings.items() if directory.exists() else ():
-                (directory / setting).write_text(value)
-
-    try:
-        await _make(namespace, nic, make)
-        await batch(["ip", "-n", namespace.name, "-batch", "-"], f"link set {nic.tap} mtu {nic.mtu} up\n")
-        rules = _redirect(nic.name, nic.tap) + _redirect(nic.tap, nic.name)
-        await batch(["tc", "-n", namespace.name, "-batch", "-"], rules)
+        join_tap(kernel, nic, _index(nic.tap))
     except BaseException:
         handle.close()
         raise
     return handle
 
 
-async def _make(namespace: Path, nic: NetworkInterface, make: Callable[[], None]) -> None:
-    try:
-        await netns.inside(namespace, make)
-    except OSError as error:
-        if error.errno == errno.EBUSY:
-            raise NetworkError(
-                f"the tap {nic.tap} of the pod's interface {nic.name} is in use: another VM has it open",
-                code=Code.FAILED_PRECONDITION,
-            ) from error
-        raise NetworkError(f"a tap cannot be made: {error.strerror}", remedy="modprobe tun") from error
+def join_tap(kernel: Rtnetlink, nic: NetworkInterface, index: int) -> None:
+    """Give the tap with this index its name and MTU, bring it up, and lead all frames between it and the interface.
+
+    Raises:
+        NetworkError: The kernel refuses.
+    """
+    kernel.set_link(index, name=nic.tap)
+    for interface, settings in ((nic.tap, {"disable_ipv6": "1"}), (nic.name, QUIET)):
+        directory = Path("/proc/sys/net/ipv6/conf") / interface
+        for setting, value in settings.items() if directory.exists() else ():
+            (directory / setting).write_text(value)
+    kernel.set_link(index, mtu=nic.mtu, up=True)
+    beside = _index(nic.name)
+    for source, target in ((beside, index), (index, beside)):
+        # Replaced, not added: they are there when a persistent tap is opened again, or lead to one that is gone.
+        kernel.set_ingress(source)
+        kernel.set_rule(source, REDIRECT, [], target)
 
 
 def tap_name(index: int) -> str:
     """Return the name of the tap beside the interface with this index in the pod: short, and another one for each."""
-    return f"vmrt-tap{index}"
+    return f"{TAP_PREFIX}{index}"
 
 
-def rule(interface: str, number: int, match_and_action: str) -> str:
-    """Return the line for tc-batch that makes or replaces the rule with this number for what arrives at an interface.
+def _open(name: str, beside: str = "") -> int:
+    """Open a tap of the thread's namespace; it is made if it is not there."""
+    try:
+        fd = os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            fcntl.ioctl(fd, TUNSETIFF, struct.pack("16sH22x", name.encode(), IFF_TAP | IFF_NO_PI | IFF_VNET_HDR))
+        except BaseException:
+            os.close(fd)
+            raise
+    except OSError as error:
+        if error.errno == errno.EBUSY:
+            raise NetworkError(
+                f"the tap {name} of the pod's interface {beside} is in use: another VM has it open",
+                code=Code.FAILED_PRECONDITION,
+            ) from error
+        raise NetworkError(f"a tap cannot be made: {error.strerror}", remedy="modprobe tun") from error
+    return fd
 
-    All are u32's, because some kernels have no matchall classifier, and in one table: among tables, handles depend on
-    the order in which they were made.
-    """
-    handle = f"{ROOT_TABLE:x}::{number:x}"
-    return f"filter replace dev {interface} parent ffff: protocol all prio 1 handle {handle} u32 {match_and_action}\n"
 
-
-def _redirect(source: str, target: str) -> str:
-    # Replaced, not added: they are there when a persistent tap is opened again, or lead to one that is gone.
-    return f"qdisc replace dev {source} ingress\n" + rule(
-        source, REDIRECT, f"match u8 0 0 action mirred egress redirect dev {target}"
-    )
-
-
-async def batch(argv: list[str], commands: str) -> None:
-    """Run lines of commands by ip(8) or tc(8).
-
-    Raises:
-        NetworkError: One failed, with the program's words; those before it are done.
-    """
-    done = await run(argv, input=commands.encode())
-    if done.returncode != 0:
-        raise NetworkError(f"{argv[0]} refused: {last_lines(done.stderr)}")
+def _index(name: str) -> int:
+    try:
+        return socket.if_nametoindex(name)
+    except OSError as error:
+        raise NetworkError(f"the pod has no interface {name} any more") from error

@@ -144,7 +144,7 @@ def test_an_empty_machine_is_told_everything(tmp_path: Path) -> None:
     blocking = {name for name, item in answers.items() if item.blocking}
     assert blocking == {
         "account", "disk", "qemu", "vsock", "guest", "skopeo", "mkfs.erofs", "mkfs.ext4", "tar", "prlimit",
-        "cni plugins", "iptables", "ip", "tc", "tun",
+        "cni plugins", "iptables", "tun",
     }  # fmt: skip
     for item in answers.values():
         assert item.why
