@@ -6,11 +6,14 @@ import os
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
+import msgspec
+
 from vmruntime.aio.faults import Faults
 from vmruntime.errors import FailedPrecondition
 from vmruntime.model.image import DiskImage, Image, ImageConfig, Layer
 from vmruntime.model.sandbox import Dns, NetworkInterface, NetworkRoute, PodNetwork, Sandbox, SandboxKind
 from vmruntime.network.errors import NetworkError
+from vmruntime.network.tap import SpareTap
 
 NOW = 1_700_000_000 * 10**9
 
@@ -41,12 +44,20 @@ class FakeTap:
             self.fd = -1
 
 
+class FakeSpareTap(SpareTap):
+    """The same, with a MAC."""
+
+    def make(self) -> None:
+        self.fd = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+
+
 class FakeNetwork:
     """Addresses in memory; implements pods.ports.Network and daemon.parts.PodNetworks.
 
     Attributes:
         attached: The sandboxes that have an address.
         taps: Every tap that was ever handed out.
+        spares: Every spare one.
         pod_cidrs: What kubelet told last.
     """
 
@@ -54,6 +65,7 @@ class FakeNetwork:
         self.faults = faults or Faults()
         self.attached: dict[str, str] = {}
         self.taps: list[FakeTap] = []
+        self.spares: list[FakeSpareTap] = []
         self.pod_cidrs: list[str] = []
         self._last = 1
 
@@ -64,7 +76,14 @@ class FakeNetwork:
         await self.faults.at("network.use_pod_cidrs")
         self.pod_cidrs = list(cidrs)
 
-    async def add(self, sandbox: Sandbox) -> tuple[PodNetwork, list[FakeTap]]:
+    async def spare_tap(self) -> FakeSpareTap:
+        await self.faults.at("network.spare_tap")
+        spare = FakeSpareTap()
+        spare.make()
+        self.spares.append(spare)
+        return spare
+
+    async def add(self, sandbox: Sandbox, spare: SpareTap | None = None) -> tuple[PodNetwork, list[FakeTap]]:
         await self.faults.at("network.add")
         if sandbox.id in self.attached:
             raise NetworkError(f"{sandbox.id} has an address already")
@@ -83,6 +102,9 @@ class FakeNetwork:
         network = PodNetwork(netns="/run/netns/fake", interfaces=[nic], routes=routes, dns=Dns(servers=["10.88.0.1"]))
         if sandbox.spec.kind is SandboxKind.IMAGE:
             return network, []
+        if spare is not None and sandbox.spec.kind is SandboxKind.CONTAINER:
+            nic = msgspec.structs.replace(nic, device_mac=spare.mac)
+            return msgspec.structs.replace(network, interfaces=[nic]), []
         self.taps.append(FakeTap())
         return network, self.taps[-1:]
 

@@ -15,6 +15,7 @@ import msgspec
 from vmruntime.config.settings import NetworkSettings
 from vmruntime.model.sandbox import Sandbox, SandboxKind, SandboxMetadata, SandboxSpec, SandboxState
 from vmruntime.network.service import NetworkService
+from vmruntime.network.tap import SpareTap
 from vmruntime.paths import Paths
 
 PLUGINS = "/usr/lib/cni"
@@ -52,6 +53,7 @@ class PodNetworks:
             chain |= {"bridge": self.bridge, "isGateway": True}
         conf = {"cniVersion": "1.0.0", "name": f"net-{self.bridge}", "plugins": [chain]}
         (self.conf_dir / "10-net.conflist").write_text(json.dumps(conf))
+        self.bin_dirs = [PLUGINS]
         self.service = self.restarted()
 
     @property
@@ -60,14 +62,27 @@ class PodNetworks:
 
     def restarted(self) -> NetworkService:
         """Return the service as another daemon would have it."""
-        return NetworkService(self.paths, NetworkSettings(conf_dir=str(self.conf_dir), bin_dirs=[PLUGINS]))
+        return NetworkService(self.paths, NetworkSettings(conf_dir=str(self.conf_dir), bin_dirs=self.bin_dirs))
+
+    def add_plugin(self, directory: Path, script: str) -> None:
+        """Append a plugin of a shell script to the network; its request is in $request."""
+        directory.mkdir(exist_ok=True)
+        program = directory / f"plugin-{secrets.token_hex(3)}"
+        program.write_text(f"#!/bin/sh\nPATH=$PATH:/usr/sbin:/sbin\nrequest=$(cat)\n{script}\n")
+        program.chmod(0o755)
+        path = self.conf_dir / "10-net.conflist"
+        conf = json.loads(path.read_text())
+        conf["plugins"].append({"type": program.name})
+        path.write_text(json.dumps(conf))
+        self.bin_dirs.append(str(directory))
+        self.service = self.restarted()
 
     @contextlib.asynccontextmanager
-    async def pod(self, kind: SandboxKind = SandboxKind.IMAGE) -> AsyncIterator[Sandbox]:
-        """Yield a sandbox that has its network, with no tap open."""
+    async def pod(self, kind: SandboxKind = SandboxKind.IMAGE, spare: SpareTap | None = None) -> AsyncIterator[Sandbox]:
+        """Yield a sandbox that has its network, with no tap open but the spare one."""
         spec = SandboxSpec(metadata=SandboxMetadata(name="web", uid="uid-web", namespace="default"), kind=kind)
         sandbox = Sandbox(id=secrets.token_hex(32), spec=spec, state=SandboxState.CREATING, created_at=0)
-        network, taps = await self.service.add(sandbox)
+        network, taps = await self.service.add(sandbox, spare)
         try:
             for tap in taps:
                 tap.close()

@@ -8,6 +8,7 @@ from typing import Protocol
 
 from vmruntime.model.image import DiskImage, Image, Layer
 from vmruntime.model.sandbox import PodNetwork, Sandbox
+from vmruntime.network.tap import SpareTap
 
 
 class Tap(Protocol):
@@ -24,11 +25,24 @@ class Tap(Protocol):
 class Network(Protocol):
     """Pod networks."""
 
-    async def add(self, sandbox: Sandbox) -> tuple[PodNetwork, Sequence[Tap]]:
+    async def spare_tap(self) -> SpareTap:
+        """Make a tap for a VM whose pod is not known, or has no network yet; nobody sees it, and the caller closes it.
+
+        Raises:
+            NetworkError: The kernel refuses.
+        """
+
+    async def add(self, sandbox: Sandbox, spare: SpareTap | None = None) -> tuple[PodNetwork, Sequence[Tap]]:
         """Make the pod's network namespace, run CNI ADD and make a tap beside each interface.
 
+        Args:
+            sandbox: The pod.
+            spare: A new tap that the pod's VM has, to be that of its first interface, whose device_mac is the tap's then.
+                It is of no use any more when this fails, and the caller's to close in any case. Only container pods use it.
+
         Returns:
-            The network, and the taps, open; none of an image pod's, which open_taps() opens for each of its VMs.
+            The network, and the taps, open: those but the spare one; none of an image pod's, which open_taps() opens for
+            each of its VMs.
         """
 
     async def open_taps(self, sandbox: Sandbox) -> Sequence[Tap]:

@@ -25,6 +25,7 @@ from vmruntime.model.image import DiskImage
 from vmruntime.model.image_pod import ImagePod
 from vmruntime.model.ledger import Resource, ResourceKind
 from vmruntime.model.sandbox import PodNetwork, Sandbox, SandboxKind
+from vmruntime.network.tap import SpareTap
 from vmruntime.pods.recovery import recover
 from vmruntime.sandboxes.image_vm.backend import ImageVmBackend
 from vmruntime.sandboxes.image_vm.parts import MachineParts
@@ -50,8 +51,8 @@ class Network6(FakeNetwork):
         super().__init__()
         self._namespaces = namespaces
 
-    async def add(self, sandbox: Sandbox) -> tuple[PodNetwork, list[FakeTap]]:
-        network, taps = await super().add(sandbox)
+    async def add(self, sandbox: Sandbox, spare: SpareTap | None = None) -> tuple[PodNetwork, list[FakeTap]]:
+        network, taps = await super().add(sandbox, spare)
         nics = [replace(nic, addresses=["fd00::2/64"]) for nic in network.interfaces]
         netns = self._namespaces / sandbox.id
         netns.touch()
