@@ -15,6 +15,7 @@ import os
 import secrets
 import socket
 import struct
+from collections.abc import Mapping
 from pathlib import Path
 
 from vmruntime.aio.pipeline import in_thread
@@ -123,10 +124,7 @@ def open_tap(kernel: Rtnetlink, nic: NetworkInterface, *, persistent: bool = Fal
     handle = TapHandle(nic.name, _open(nic.tap, beside=nic.name))
     try:
         if persistent:
-            fcntl.ioctl(handle.fd, TUNSETPERSIST, 1)
-            # What the last VM had agreed on with its guest.
-            fcntl.ioctl(handle.fd, TUNSETOFFLOAD, 0)
-            fcntl.ioctl(handle.fd, TUNSETVNETHDRSZ, struct.pack("i", VNET_HDR_SIZE))
+            _keep(handle.fd)
         join_tap(kernel, nic, _index(nic.tap))
     except BaseException:
         handle.close()
@@ -141,10 +139,8 @@ def join_tap(kernel: Rtnetlink, nic: NetworkInterface, index: int) -> None:
         NetworkError: The kernel refuses.
     """
     kernel.set_link(index, name=nic.tap)
-    for interface, settings in ((nic.tap, {"disable_ipv6": "1"}), (nic.name, QUIET)):
-        directory = Path("/proc/sys/net/ipv6/conf") / interface
-        for setting, value in settings.items() if directory.exists() else ():
-            (directory / setting).write_text(value)
+    _set_ipv6(nic.tap, {"disable_ipv6": "1"})
+    _set_ipv6(nic.name, QUIET)
     kernel.set_link(index, mtu=nic.mtu, up=True)
     beside = _index(nic.name)
     for source, target in ((beside, index), (index, beside)):
@@ -175,6 +171,26 @@ def _open(name: str, beside: str = "") -> int:
             ) from error
         raise NetworkError(f"a tap cannot be made: {error.strerror}", remedy="modprobe tun") from error
     return fd
+
+
+def _keep(fd: int) -> None:
+    """Have a tap stay without its descriptor, and forget what the last VM had agreed on with its guest."""
+    try:
+        fcntl.ioctl(fd, TUNSETPERSIST, 1)
+        fcntl.ioctl(fd, TUNSETOFFLOAD, 0)
+        fcntl.ioctl(fd, TUNSETVNETHDRSZ, struct.pack("i", VNET_HDR_SIZE))
+    except OSError as error:
+        raise NetworkError(f"a tap cannot be kept: {error.strerror}") from error
+
+
+def _set_ipv6(interface: str, settings: Mapping[str, str]) -> None:
+    """Write settings of an interface, if the kernel has IPv6."""
+    directory = Path("/proc/sys/net/ipv6/conf") / interface
+    try:
+        for setting, value in settings.items() if directory.exists() else ():
+            (directory / setting).write_text(value)
+    except OSError as error:
+        raise NetworkError(f"IPv6 of the interface {interface} cannot be set up: {error.strerror}") from error
 
 
 def _index(name: str) -> int:
