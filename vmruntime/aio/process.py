@@ -54,8 +54,9 @@ async def run(
     output_limit: int = 16 * 1024 * 1024,
     pass_fds: Sequence[int] = (),
     die_with_us: bool = False,
+    awaited: bool = False,
 ) -> Completed:
-    """Run a program to its end in a session of its own and return what it said.
+    """Run a program to its end in a process group of its own and return what it said.
 
     The program is killed, with its children, when the time is up or the caller is cancelled.
 
@@ -68,6 +69,9 @@ async def run(
         output_limit: Bytes of stdout; more is an error.
         pass_fds: Descriptors the program inherits under the same numbers.
         die_with_us: The kernel kills it if we are killed (prctl(2), PR_SET_PDEATHSIG); for what may take long.
+        awaited: It works for milliseconds while a pod waits for it, so it shares our session's part of the processors. In
+            a session of its own, as all others are lest they take ours, it would first wait behind all others on a busy
+            host (sched(7), autogroup).
 
     Raises:
         FailedPrecondition: The program is not installed.
@@ -89,7 +93,8 @@ async def run(
             stderr=subprocess.PIPE,
             env=None if env is None else dict(env),
             cwd=cwd,
-            start_new_session=True,
+            start_new_session=not awaited,
+            process_group=0 if awaited else None,
             pass_fds=pass_fds,
         )
     except FileNotFoundError as error:
@@ -102,7 +107,7 @@ async def run(
         raise DeadlineExceeded(f"{argv[0]} did not finish within {timeout:g} s") from None
     finally:
         if process.returncode is None:
-            _kill_session(process.pid)
+            _kill_group(process.pid)
             await asyncio.shield(process.wait())
     if len(stdout) > output_limit:
         raise Internal(f"{argv[0]} wrote more than {output_limit} bytes")
@@ -157,6 +162,6 @@ async def _read_tail(stream: asyncio.StreamReader, limit: int) -> bytes:
     return bytes(kept)
 
 
-def _kill_session(pid: int) -> None:
+def _kill_group(pid: int) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(pid, signal.SIGKILL)

@@ -139,6 +139,7 @@ class Plugins:
                 timeout=timeout or self._timeout,
                 output_limit=ANSWER_LIMIT,
                 pass_fds=() if lock is None else (lock,),
+                awaited=True,
             )
         except VmruntimeError as error:
             late = error.code is Code.DEADLINE_EXCEEDED

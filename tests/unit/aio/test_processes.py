@@ -24,10 +24,21 @@ async def test_run_returns_output_and_status() -> None:
         done.check()
 
 
-async def test_run_kills_the_whole_session_when_time_is_up(tmp_path: Path) -> None:
+@pytest.mark.parametrize("awaited", [False, True])
+async def test_who_shares_our_part_of_the_processors(awaited: bool) -> None:
+    """A program that is awaited is in our session, but never in our process group, which gets the terminal's signals."""
+    done = await run(["/bin/sh", "-c", "echo $$; cat /proc/$$/stat"], awaited=awaited)
+    pid, stat = done.stdout.decode().splitlines()
+    group, session = stat.rpartition(")")[2].split()[2:4]
+    assert group == pid
+    assert session == (str(os.getsid(0)) if awaited else pid)
+
+
+@pytest.mark.parametrize("awaited", [False, True])
+async def test_run_kills_all_children_when_time_is_up(tmp_path: Path, awaited: bool) -> None:
     pid_file = tmp_path / "pid"
     with pytest.raises(DeadlineExceeded, match=r"within 0\.2 s"):
-        await run(["/bin/sh", "-c", f"sleep 60 & echo $! > {pid_file}; wait"], timeout=0.2)
+        await run(["/bin/sh", "-c", f"sleep 60 & echo $! > {pid_file}; wait"], timeout=0.2, awaited=awaited)
     child = int(pid_file.read_text())
     for _ in range(100):
         if start_time(child) is None:
