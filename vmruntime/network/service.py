@@ -278,7 +278,12 @@ class NetworkService:
             NetworkConfigError: There is none, or its plugins are not installed or of another time.
         """
         settings = self._settings
-        found = await in_thread(lambda: configuration.find(Path(settings.conf_dir), settings.default_subnet))
+
+        def look() -> tuple[configuration.Found, list[str]]:
+            found = configuration.find(Path(settings.conf_dir), settings.default_subnet)
+            return found, self._cni.missing(found.conf)
+
+        found, missing = await in_thread(look)
         if found.skipped != self._skipped:
             self._skipped = found.skipped
             for reason in found.skipped:
@@ -289,7 +294,6 @@ class NetworkService:
                 self._template_error
                 or f"no CNI configuration in {settings.conf_dir}: network.conf_template waits for kubelet's pod CIDR"
             )
-        missing = await in_thread(lambda: self._cni.missing(conf))
         if missing:
             raise NetworkConfigError(
                 f"{conf.where}: plugins not installed: {', '.join(missing)}; they are in none of "
