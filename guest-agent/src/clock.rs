@@ -23,23 +23,31 @@ pub fn micros(duration: Duration) -> u64 {
 
 /// Collects where the time of a request went.
 pub struct Phases {
+    began: Instant,
     last: Instant,
     done: Vec<proto::Phase>,
 }
 
 impl Phases {
     pub fn start() -> Self {
-        Self { last: Instant::now(), done: Vec::new() }
+        let now = Instant::now();
+        Self { began: now, last: now, done: Vec::new() }
+    }
+
+    /// A watch for what is done beside other things from now on.
+    pub fn beside(&self) -> Self {
+        Self { began: self.began, last: Instant::now(), done: Vec::new() }
     }
 
     /// Ends the phase that began with the previous mark.
     pub fn mark(&mut self, name: &str) {
         let now = Instant::now();
-        self.done.push(proto::Phase { name: name.into(), duration_us: micros(now - self.last) });
+        let (duration_us, start_us) = (micros(now - self.last), micros(self.last - self.began));
+        self.done.push(proto::Phase { name: name.into(), duration_us, start_us });
         self.last = now;
     }
 
-    /// Appends phases measured elsewhere (they may have run beside each other) and restarts the watch.
+    /// Appends phases of a watch beside this one, and restarts this one.
     pub fn extend(&mut self, phases: Vec<proto::Phase>) {
         self.done.extend(phases);
         self.last = Instant::now();

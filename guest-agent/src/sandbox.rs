@@ -13,11 +13,15 @@ pub struct Sandbox {
     ready: Mutex<Ready>,
 }
 
-/// Steps that must not be done twice when a set-up that failed half-way is repeated.
+/// Steps that have been done ahead, or by a set-up that failed half-way, and must not be done twice.
 #[derive(Debug, Default)]
 pub struct Progress {
-    pub scratch: bool,
-    pub shm: bool,
+    /// The serial of the disk that is mounted.
+    pub scratch: Option<String>,
+    /// The size of the shared memory that is mounted; the host's has none.
+    pub shm: Option<u64>,
+    /// The process of a PID namespace that is there for whoever wants it.
+    pub spare_init: Option<i32>,
     pub namespaces: Option<Arc<PodNamespaces>>,
 }
 

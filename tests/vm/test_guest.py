@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from tests.support.hosts import GUEST, Host, open_tap, sandbox
@@ -136,6 +137,38 @@ async def test_containers_in_one_guest(guest: ContainerVm, busybox_layer: Path) 
     assert [SERIAL] in released
     await guest.release_layers([SERIAL])
     await guest.release_layers([SERIAL])
+
+
+async def test_a_guest_is_prepared_for_whatever_pod_comes(guest: ContainerVm, busybox_layer: Path) -> None:
+    """What was done ahead is not done again, and does not show."""
+    with pytest.raises(AgentError, match="oci_spec"):
+        await guest.agent.prepare(b"y" * 64, guest.scratch_serial, b"[]")
+    await guest.agent.prepare(b"y" * 64, guest.scratch_serial, spec(["/bin/none"]))
+    await guest.agent.prepare(b"z" * 64, guest.scratch_serial, b"")
+    assert await guest.agent.containers() == []
+    await set_up(guest)
+    with pytest.raises(AgentError, match="serves sandbox"):
+        await guest.agent.prepare(b"y" * 64, guest.scratch_serial, b"")
+    await guest.attach_layers([LayerDisk(path=busybox_layer, serial=SERIAL)])
+    script = "hostname; cat /etc/hostname; /bin/busybox ps -o pid,args; /bin/busybox df /dev/shm | tail -n 1"
+    says = msgspec.structs.replace(container("says", ["/bin/sh", "-c", script]), pid_mode=PidMode.POD)
+    await guest.agent.create(says)
+    await guest.agent.start("says")
+    lines = [record.data.decode().split() for record in await output(guest, "says")]
+    assert lines[:2] == [["guest-host"], ["guest-host"]]
+    assert lines[3] == ["1", "vmruntime", "pod-init", "pid"]
+    assert lines[-1][1] == "65536"
+    await guest.agent.delete("says")
+
+
+async def test_a_prepared_guest_has_a_user_namespace_all_the_same(guest: ContainerVm, busybox_layer: Path) -> None:
+    await guest.agent.prepare(b"y" * 64, guest.scratch_serial, spec(["/bin/none"]))
+    await set_up(guest, user=USERS)
+    await guest.attach_layers([LayerDisk(path=busybox_layer, serial=SERIAL)])
+    says = msgspec.structs.replace(container("says", ["/bin/cat", "/proc/1/uid_map"]), pid_mode=PidMode.POD)
+    await guest.agent.create(says)
+    await guest.agent.start("says")
+    assert [record.data.split() for record in await output(guest, "says")] == [[b"0", b"100000", b"65536"]]
 
 
 async def test_output_is_bounded_and_resumes(guest: ContainerVm, busybox_layer: Path) -> None:

@@ -65,6 +65,14 @@ class FakeAgent:
 
         await self._call("setup", work)
 
+    async def prepare(self, entropy: bytes, scratch_serial: str, oci_spec: bytes) -> None:
+        """Do ahead what setup() would have to wait for."""
+
+        async def work() -> None:
+            self.guest.prepare(scratch_serial)
+
+        await self._call("prepare", work)
+
     async def create(self, container: GuestContainer) -> tuple[int, ContainerUser]:
         """Create a container."""
 

@@ -122,14 +122,23 @@ class FakeGuest:
             raise AgentError(f'no container "{container_id}"', Code.NOT_FOUND)
         return found
 
+    def prepare(self, scratch_serial: str) -> None:
+        """Prepare."""
+        if self.setup is not None:
+            raise AgentError(f'this agent serves sandbox "{self.setup.sandbox_id}" already', Code.FAILED_PRECONDITION)
+        self._check_disk(scratch_serial)
+
     def set_up(self, setup: GuestSetup) -> None:
         """SetupSandbox."""
         _check_id("sandbox id", setup.sandbox_id)
         if self.setup is not None and self.setup.sandbox_id != setup.sandbox_id:
             raise AgentError(f'this agent serves sandbox "{self.setup.sandbox_id}" already', Code.FAILED_PRECONDITION)
-        if self.disks is not None and setup.scratch_serial and setup.scratch_serial not in self.disks():
-            raise AgentError(f'disk "{setup.scratch_serial}" did not appear', Code.DEADLINE_EXCEEDED)
+        self._check_disk(setup.scratch_serial)
         self.setup = self.setup or setup
+
+    def _check_disk(self, serial: str) -> None:
+        if self.disks is not None and serial and serial not in self.disks():
+            raise AgentError(f'disk "{serial}" did not appear', Code.DEADLINE_EXCEEDED)
 
     def create(self, request: GuestContainer) -> tuple[int, ContainerUser]:
         """CreateContainer; nothing stays when it refuses."""

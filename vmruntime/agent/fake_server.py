@@ -126,6 +126,11 @@ class _Servicer(agent_pb2_grpc.AgentServicer):
             await self._agent.setup(_setup(request))
             return agent_pb2.SetupSandboxResponse()
 
+    async def Prepare(self, request: Any, context: Any) -> Any:
+        async with _statuses(context):
+            await self._agent.prepare(request.entropy, request.scratch_serial, request.oci_spec)
+            return agent_pb2.PrepareResponse()
+
     async def CreateContainer(self, request: Any, context: Any) -> Any:
         async with _statuses(context):
             pid, user = await self._agent.create(_container(request))

@@ -253,6 +253,15 @@ class Agent(Protocol):
     async def setup(self, setup: GuestSetup) -> None:
         """Turn the guest into a pod's sandbox."""
 
+    async def prepare(self, entropy: bytes, scratch_serial: str, oci_spec: bytes) -> None:
+        """Do ahead what setup() and the first create() would have to wait for, in a VM that is kept ready for a pod.
+
+        Args:
+            entropy: Bytes nobody else has; setup() is to bring others.
+            scratch_serial: Of the writable disk; empty: it is not there yet.
+            oci_spec: A configuration as containers usually have it: one is run that does nothing. Empty: none.
+        """
+
     async def create(self, container: GuestContainer) -> tuple[int, ContainerUser]:
         """Create a container; return its pid in the guest and the user it resolved."""
 

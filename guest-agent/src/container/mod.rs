@@ -16,6 +16,7 @@ pub mod oom;
 pub mod passwd;
 pub mod pod_init;
 pub mod registry;
+pub mod rehearsal;
 pub mod runtime;
 pub mod spec;
 pub mod streams;

@@ -10,11 +10,12 @@ mod incoming;
 mod list_containers;
 mod online_cpus;
 mod port_forward;
+mod prepare;
 mod read_output;
 mod setup_sandbox;
 mod shutdown;
 mod signal_container;
-mod start_container;
+pub mod start_container;
 mod stats;
 #[cfg(test)]
 mod tests;
@@ -33,10 +34,10 @@ use crate::proto::{
     AttachRequest, AttachResponse, ContainerState, CreateContainerRequest, CreateContainerResponse,
     DeleteContainerRequest, DeleteContainerResponse, EventsRequest, ExecRequest, ExecResponse, HelloRequest,
     HelloResponse, ListContainersRequest, ListContainersResponse, OnlineCpusRequest, OnlineCpusResponse,
-    OutputRecord, PortForwardRequest, PortForwardResponse, ReadOutputRequest, SetupSandboxRequest,
-    SetupSandboxResponse, ShutdownRequest, ShutdownResponse, SignalContainerRequest, SignalContainerResponse,
-    StartContainerRequest, StartContainerResponse, StatsRequest, StatsResponse, UpdateContainerRequest,
-    UpdateContainerResponse,
+    OutputRecord, PortForwardRequest, PortForwardResponse, PrepareRequest, PrepareResponse,
+    ReadOutputRequest, SetupSandboxRequest, SetupSandboxResponse, ShutdownRequest, ShutdownResponse,
+    SignalContainerRequest, SignalContainerResponse, StartContainerRequest, StartContainerResponse,
+    StatsRequest, StatsResponse, UpdateContainerRequest, UpdateContainerResponse,
 };
 
 /// An OCI spec with everything in it is far smaller.
@@ -80,6 +81,10 @@ impl Rpc for Service {
 
     async fn setup_sandbox(&self, request: Request<SetupSandboxRequest>) -> Answer<SetupSandboxResponse> {
         to_the_end(setup_sandbox::call(self.0.clone(), request.into_inner())).await
+    }
+
+    async fn prepare(&self, request: Request<PrepareRequest>) -> Answer<PrepareResponse> {
+        to_the_end(prepare::call(self.0.clone(), request.into_inner())).await
     }
 
     async fn create_container(

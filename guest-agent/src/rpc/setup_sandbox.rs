@@ -41,11 +41,16 @@ pub async fn call(agent: Arc<Agent>, request: SetupSandboxRequest) -> Result<Set
     }
     let namespaces = match &progress.namespaces {
         Some(made) => made.clone(),
-        None => progress.namespaces.insert(namespaces(&agent, &request).await?).clone(),
+        None => {
+            let made = namespaces(&agent, &request, progress.spare_init.take()).await?;
+            progress.namespaces.insert(made).clone()
+        }
     };
     phases.mark("namespaces");
-    let (storage, network) =
-        tokio::join!(storage(&agent, &request, &mut progress), network(&agent, &request));
+    let (storage, network) = tokio::join!(
+        storage(&agent, &request, &mut progress, phases.beside()),
+        network(&agent, &request, phases.beside())
+    );
     phases.extend(storage?);
     phases.extend(network?);
     // After the interfaces are there, since each has parameters of its own.
@@ -75,7 +80,11 @@ fn set_machine(request: &SetupSandboxRequest) -> Result<()> {
     Ok(())
 }
 
-fn set_random(entropy: &[u8]) -> Result<()> {
+/// Mixes bytes in that nobody else has; none: nothing changes.
+///
+/// # Errors
+/// `InvalidArgument` when they are too many.
+pub fn set_random(entropy: &[u8]) -> Result<()> {
     if entropy.len() > MOST_ENTROPY {
         return Err(AgentError::InvalidArgument(format!("more than {MOST_ENTROPY} bytes of entropy")));
     }
@@ -99,8 +108,18 @@ fn forget_hardware_random() {
 }
 
 /// Makes the namespaces that containers share, and takes the agent into those a user namespace owns.
-async fn namespaces(agent: &Agent, request: &SetupSandboxRequest) -> Result<Arc<PodNamespaces>> {
+async fn namespaces(
+    agent: &Agent,
+    request: &SetupSandboxRequest,
+    spare_init: Option<i32>,
+) -> Result<Arc<PodNamespaces>> {
     let pid = request.shared_pid_namespace;
+    if let Some(init) = spare_init {
+        if pid && request.user_namespace.is_none() {
+            return Ok(Arc::new(PodNamespaces { init: Some(init), user: None }));
+        }
+        let _ = sys::kill(init, libc::SIGKILL);
+    }
     let user = match &request.user_namespace {
         None if !pid => return Ok(Arc::default()),
         None => User::Agents,
@@ -132,31 +151,55 @@ async fn storage(
     agent: &Agent,
     request: &SetupSandboxRequest,
     progress: &mut Progress,
+    mut phases: Phases,
 ) -> Result<Vec<Phase>> {
-    let mut phases = Phases::start();
-    let (paths, mounter) = (&agent.config.paths, agent.mounter.as_ref());
-    if !progress.shm {
-        if request.host_ipc {
-            scratch::bind_shm(paths, mounter)?;
-        } else {
-            scratch::mount_shm(paths, request.shm_size_bytes, mounter)?;
-        }
-        progress.shm = true;
-        phases.mark("shm");
+    if !request.host_ipc {
+        shm(agent, request.shm_size_bytes, progress)?;
+    } else if progress.shm.is_none() {
+        scratch::bind_shm(&agent.config.paths, agent.mounter.as_ref())?;
+        progress.shm = Some(0);
     }
-    if !progress.scratch {
-        // On a host it is a directory of the host's disk, bound there before the agent starts.
-        if agent.in_vm() {
-            scratch::mount_disk(paths, &request.scratch_serial, mounter).await?;
-        }
-        progress.scratch = true;
+    phases.mark("shm");
+    // On a host it is a directory of the host's disk, bound there before the agent starts.
+    if agent.in_vm() {
+        scratch(agent, &request.scratch_serial, progress).await?;
         phases.mark("scratch");
     }
     Ok(phases.into_vec())
 }
 
-async fn network(agent: &Agent, request: &SetupSandboxRequest) -> Result<Vec<Phase>> {
-    let mut phases = Phases::start();
+/// Mounts what the pod's containers see as /dev/shm, or gives it another size; 0 is the usual one.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn shm(agent: &Agent, size: u64, progress: &mut Progress) -> Result<()> {
+    let size = if size == 0 { scratch::DEFAULT_SHM } else { size };
+    if progress.shm != Some(size) {
+        scratch::mount_shm(&agent.config.paths, size, progress.shm.is_some(), agent.mounter.as_ref())?;
+        progress.shm = Some(size);
+    }
+    Ok(())
+}
+
+/// Mounts the writable disk.
+///
+/// # Errors
+/// `FailedPrecondition` when another one is mounted; see also `scratch::mount_disk`.
+pub async fn scratch(agent: &Agent, serial: &str, progress: &mut Progress) -> Result<()> {
+    match &progress.scratch {
+        Some(mounted) if mounted == serial => return Ok(()),
+        Some(mounted) => {
+            let text = format!("the disk {mounted:?} is the writable one already, not {serial:?}");
+            return Err(AgentError::FailedPrecondition(text));
+        }
+        None => {}
+    }
+    scratch::mount_disk(&agent.config.paths, serial, agent.mounter.as_ref()).await?;
+    progress.scratch = Some(serial.into());
+    Ok(())
+}
+
+async fn network(agent: &Agent, request: &SetupSandboxRequest, mut phases: Phases) -> Result<Vec<Phase>> {
     let dns = request.dns.clone().unwrap_or_default();
     files::write(&agent.config.paths, &request.hostname, &dns, &request.interfaces)?;
     phases.mark("files");

@@ -177,6 +177,7 @@ CONTAINER = GuestContainer(
 CALLS: dict[str, Callable[[AgentClient], Awaitable[Any]]] = {
     "Hello": lambda client: client.hello(),
     "SetupSandbox": lambda client: client.setup(SETUP),
+    "Prepare": lambda client: client.prepare(b"x" * 64, "scratch", b"{}"),
     "CreateContainer": lambda client: client.create(CONTAINER),
     "StartContainer": lambda client: client.start("c"),
     "SignalContainer": lambda client: client.signal("c", 15),

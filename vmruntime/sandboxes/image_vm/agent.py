@@ -61,6 +61,10 @@ class ImageAgent:
     async def setup(self, setup: GuestSetup) -> None:
         """Do nothing: the guest is told by cloud-init, when it boots."""
 
+    async def prepare(self, entropy: bytes, scratch_serial: str, oci_spec: bytes) -> None:
+        """Raise: nobody keeps image pods' machines ready."""
+        raise Internal("an image pod was asked to prepare")
+
     async def create(self, container: GuestContainer) -> tuple[int, ContainerUser]:
         """Make the machine's disks and write down what it is made of."""
         if container.machine is None:
