@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import fcntl
 import os
@@ -12,11 +13,12 @@ import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 
-from tests.support.pod_network import MTU, PodNetworks
+from tests.support.pod_network import MTU, PLUGINS, PodNetworks
 from tests.support.tap_guest import TapGuest, tap_guest
 from vmruntime.aio.pipeline import in_thread
 from vmruntime.errors import Code
@@ -142,6 +144,23 @@ async def test_what_fails_leaves_nothing_open(networks: PodNetworks) -> None:
         assert len(os.listdir("/proc/self/fd")) <= before
         (tap,) = await networks.service.open_taps(sandbox)
         tap.close()
+
+
+async def test_no_program_is_started_but_the_plugins(networks: PodNetworks, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each would take longer than all that is asked of the kernel for a pod."""
+    started: list[str] = []
+    start = asyncio.create_subprocess_exec
+
+    async def recorded(program: str, *arguments: str, **options: Any) -> asyncio.subprocess.Process:
+        started.append(program)
+        return await start(program, *arguments, **options)
+
+    async with networks.pod(SandboxKind.CONTAINER):
+        pass  # plugins are asked for their versions once
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", recorded)
+    async with networks.pod(SandboxKind.CONTAINER):
+        pass
+    assert started == [f"{PLUGINS}/{networks.plugin}"] * 2
 
 
 async def test_taps_of_container_pods_go_with_their_vm(networks: PodNetworks) -> None:
