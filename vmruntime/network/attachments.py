@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +52,12 @@ class Attachments:
         """Return a sandbox's lock file."""
         return self._directory / f"{sandbox_id}.lock"
 
-    async def save(self, attachment: Attachment) -> None:
-        """Write an attachment, and wait until it is on the disk: a host that crashes leaves the old one or the new one.
+    async def save(self, attachment: Attachment, *, on_disk: bool = True) -> None:
+        """Write an attachment: the next daemon finds the old one or the new one.
+
+        Args:
+            attachment: The new one.
+            on_disk: Also after a crash of the host; otherwise that is so when keep() has returned.
 
         Raises:
             NetworkError: The disk does not take it.
@@ -66,21 +71,29 @@ class Attachments:
             with temporary.open("wb") as file:
                 file.write(content)
                 file.flush()
-                if path.exists():
+                if on_disk:
                     os.fsync(file.fileno())
-                    temporary.replace(path)
-                else:  # the name comes first, so that it is on the disk as well; without the content it does no harm yet
-                    temporary.replace(path)
-                    os.fsync(file.fileno())
+            temporary.replace(path)
 
-        try:
-            await in_thread(write)
-        except OSError as error:
-            raise NetworkError(
-                f"{path} cannot be written: {error.strerror}",
-                remedy="make room or mend the file system",
-                code=ResourceExhausted.code,
-            ) from error
+        await _on_disk(path, write)
+
+    async def keep(self, sandbox_id: str) -> None:
+        """Wait until a new attachment is on the disk, with its name.
+
+        Raises:
+            NetworkError: The disk does not take it.
+        """
+        path = self._path(sandbox_id)
+
+        def sync() -> None:
+            for one in (path, path.parent):
+                descriptor = os.open(one, os.O_RDONLY | os.O_CLOEXEC)
+                try:
+                    os.fsync(descriptor)
+                finally:
+                    os.close(descriptor)
+
+        await _on_disk(path, sync)
 
     async def load(self, sandbox_id: str) -> Attachment | None:
         """Return a sandbox's attachment; None: it has none, or it cannot be read."""
@@ -124,3 +137,14 @@ class Attachments:
         except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             log.error("CNI cache unreadable", file=str(path), error=str(error))
             return None
+
+
+async def _on_disk(path: Path, function: Callable[[], None]) -> None:
+    try:
+        await in_thread(function)
+    except OSError as error:
+        raise NetworkError(
+            f"{path} cannot be written: {error.strerror}",
+            remedy="make room or mend the file system",
+            code=ResourceExhausted.code,
+        ) from error

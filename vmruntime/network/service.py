@@ -126,13 +126,12 @@ class NetworkService:
         spare = spare if sandbox.spec.kind is SandboxKind.CONTAINER else None
         taps: list[TapHandle] = []
         try:
-            await self._attachments.save(attachment)  # first, so that DEL can always be run
+            await self._attachments.save(attachment, on_disk=False)  # first, so that DEL can always be run
             if spare is not None:
                 await in_thread(lambda: netns.name(spare.namespace, namespace))
             else:
                 await netns.create(namespace, _owner(sandbox))
-            async with turn(self._attachments.lock(sandbox.id), self._settings.plugin_timeout) as lock:
-                result = await self._cni.add(attachment, lock)
+            result = await self._attach(attachment)
             network = await self._finish(attachment, result, sandbox.spec.kind, spare, taps)
             return network, taps
         except BaseException as error:
@@ -142,6 +141,22 @@ class NetworkService:
             except VmruntimeError as second:
                 error.add_note(f"cleaning up failed too: {second}")
             raise
+
+    async def _attach(self, attachment: Attachment) -> CniResult:
+        """Run ADD, and have the attachment on the disk meanwhile.
+
+        What the plugins keep on the host's disk gets there no sooner. Only an address kept elsewhere could stay taken, if
+        the host crashed right now.
+        """
+        results: list[CniResult] = []
+
+        async def add() -> None:
+            lock_file = self._attachments.lock(attachment.container_id)
+            async with turn(lock_file, self._settings.plugin_timeout) as lock:
+                results.append(await self._cni.add(attachment, lock))
+
+        await together(add(), self._attachments.keep(attachment.container_id))
+        return results[0]
 
     async def _finish(
         self,

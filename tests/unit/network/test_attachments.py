@@ -26,7 +26,8 @@ async def test_saved_loaded_and_forgotten(tmp_path: Path) -> None:
     await attachments.save(ATTACHMENT)
     assert await Attachments(tmp_path / "cni").load(SANDBOX_ID) == ATTACHMENT
     other = msgspec.structs.replace(ATTACHMENT, container_id="6" * 64, result=None)
-    await attachments.save(other)
+    await attachments.save(other, on_disk=False)
+    await attachments.keep(other.container_id)
     assert await attachments.all() == ([ATTACHMENT, other], set())
     attachments.lock(SANDBOX_ID).touch()
     (tmp_path / "cni" / f"{SANDBOX_ID}.new").write_text("half")
@@ -58,3 +59,5 @@ async def test_a_disk_that_does_not_take_it(tmp_path: Path) -> None:
     with pytest.raises(NetworkError, match="cannot be written") as caught:
         await Attachments(tmp_path / "cni").save(ATTACHMENT)
     assert caught.value.code is Code.RESOURCE_EXHAUSTED
+    with pytest.raises(NetworkError, match="cannot be written"):
+        await Attachments(tmp_path / "cni").keep(SANDBOX_ID)
