@@ -18,7 +18,7 @@ POD_CALLS = 24
 """The last ones; the first, which is the pod's start, is kept besides."""
 GONE_PODS = 16
 ALL_PARTS = 30_000
-"""Some 5 MB. A pod with a container or two has 60."""
+"""Some 6 MB. A pod with a container or two has 80."""
 
 FREQUENT = frozenset({"ExecSync"})
 """Calls that probes make all the time; they would push out those that change pods."""

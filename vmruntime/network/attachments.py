@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 import structlog
 
+from vmruntime import tracing
 from vmruntime.aio.pipeline import in_thread
 from vmruntime.errors import ResourceExhausted
 from vmruntime.network.conf import NetworkConf
@@ -52,6 +53,7 @@ class Attachments:
         """Return a sandbox's lock file."""
         return self._directory / f"{sandbox_id}.lock"
 
+    @tracing.timed("network.record")
     async def save(self, attachment: Attachment, *, on_disk: bool = True) -> None:
         """Write an attachment: the next daemon finds the old one or the new one.
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
+from vmruntime import tracing
 from vmruntime.aio.pipeline import in_thread
 from vmruntime.aio.userns import user_namespace
 from vmruntime.model.sandbox import UserNamespace
@@ -46,6 +47,7 @@ async def create(path: Path, owner: UserNamespace | None = None) -> None:
     await inside(path, _loopback_up)
 
 
+@tracing.timed("network.netns")
 async def remove(path: Path) -> None:
     """Remove a namespace; missing: success.
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import structlog
 
+from vmruntime import tracing
 from vmruntime.aio.beside import together
 from vmruntime.aio.pipeline import in_thread
 from vmruntime.config.settings import NetworkSettings
@@ -127,10 +128,11 @@ class NetworkService:
         taps: list[TapHandle] = []
         try:
             await self._attachments.save(attachment, on_disk=False)  # first, so that DEL can always be run
-            if spare is not None:
-                await in_thread(lambda: netns.name(spare.namespace, namespace))
-            else:
-                await netns.create(namespace, _owner(sandbox))
+            with tracing.span("network.netns"):
+                if spare is not None:
+                    await in_thread(lambda: netns.name(spare.namespace, namespace))
+                else:
+                    await netns.create(namespace, _owner(sandbox))
             result = await self._attach(attachment)
             network = await self._finish(attachment, result, sandbox.spec.kind, spare, taps)
             return network, taps
@@ -172,12 +174,14 @@ class NetworkService:
         def join() -> None:
             nonlocal network
             with Rtnetlink() as kernel:
-                network = _pod_network(network.netns, survey(read(kernel), result), result, kind, spare)
+                with tracing.span("network.survey"):
+                    network = _pod_network(network.netns, survey(read(kernel), result), result, kind, spare)
                 others = network.interfaces
-                if spare is not None:
-                    join_tap(kernel, network.interfaces[0], spare.index)
-                    others = network.interfaces[1:]
-                _open_taps(kernel, others, taps, persistent=kind is SandboxKind.IMAGE)
+                with tracing.span("network.taps"):
+                    if spare is not None:
+                        join_tap(kernel, network.interfaces[0], spare.index)
+                        others = network.interfaces[1:]
+                    _open_taps(kernel, others, taps, persistent=kind is SandboxKind.IMAGE)
                 if kind is SandboxKind.IMAGE:
                     _close(taps)
 
@@ -286,6 +290,7 @@ class NetworkService:
         if await self._cni.collect(conf, valid):
             log.info("CNI plugins have collected garbage", network=conf.name, valid=len(valid))
 
+    @tracing.timed("network.conf")
     async def _usable(self) -> configuration.NetworkConf:
         """Return the network that pods join now.
 
