@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 import structlog
 
+from vmruntime import tracing
 from vmruntime.errors import FailedPrecondition
 from vmruntime.model.container import ContainerState
 from vmruntime.model.resources import LinuxResources
@@ -76,12 +77,14 @@ async def grow(context: Context, sandbox_id: str, changed: dict[str, LinuxResour
         before = backend.size(sandbox, list(present.values()))
         after = backend.size(sandbox, list((present | changed).values()))
         if after.vcpus > before.vcpus or after.memory_mib > before.memory_mib:
-            await context.running(sandbox_id).running.resize(after)
+            with tracing.span("sandbox.resize"):
+                await context.running(sandbox_id).running.resize(after)
 
 
 async def _resize(context: Context, sandbox: Sandbox) -> None:
     size = context.backend(sandbox).size(sandbox, list(_limits(context, sandbox.id, {}).values()))
-    await context.running(sandbox.id).running.resize(size)
+    with tracing.span("sandbox.resize"):
+        await context.running(sandbox.id).running.resize(size)
 
 
 def _limits(context: Context, sandbox_id: str, new: dict[str, LinuxResources]) -> dict[str, LinuxResources]:

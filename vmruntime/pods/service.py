@@ -23,7 +23,7 @@ from vmruntime.pods.network_care import check_network
 from vmruntime.pods.resize import update_container, update_sandbox
 from vmruntime.pods.sandbox_run import run_sandbox
 from vmruntime.pods.sandbox_stop import remove_sandbox, stop_sandbox
-from vmruntime.pods.spans import note_container
+from vmruntime.pods.spans import note_container, note_sandbox
 from vmruntime.pods.streams import attach_stream, exec_stream, sandbox_ports
 from vmruntime.pods.usage import container_usage, sandbox_usage
 
@@ -124,12 +124,14 @@ class PodService:
 
     async def update_container(self, container_id: str, resources: LinuxResources) -> None:
         """Change a container's limits; see pods/resize.py."""
+        note_container(self._context, container_id)
         await update_container(self._context, container_id, resources)
 
     async def update_sandbox(
         self, sandbox_id: str, overhead: LinuxResources | None, resources: LinuxResources | None
     ) -> None:
         """Change a pod's size; see pods/resize.py."""
+        note_sandbox(self._context, sandbox_id)
         await update_sandbox(self._context, sandbox_id, overhead, resources)
 
     def events(self) -> AsyncIterator[PodEvent]:

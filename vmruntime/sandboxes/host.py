@@ -15,6 +15,7 @@ from pathlib import Path
 import msgspec
 import structlog
 
+from vmruntime import tracing
 from vmruntime.agent.client import AgentClient
 from vmruntime.agent.errors import AgentError, AgentGone
 from vmruntime.agent.interface import AgentHello, GuestDevice
@@ -236,6 +237,7 @@ class HostBackend:
         running.phases["agent"] = (time.monotonic() - began) * 1000
         return running
 
+    @tracing.timed("host.agent")
     async def _connect(self, sandbox: Sandbox, process: DetachedProcess) -> HostSandbox:
         socket = self._socket(sandbox)
         deadline = time.monotonic() + START_TIMEOUT
@@ -310,6 +312,7 @@ def _owned_network(sandbox: Sandbox) -> Path | None:
     return Path(sandbox.network.netns)
 
 
+@tracing.timed("host.mount_layer")
 async def _mount_layer(image: Path, target: Path, network: Path | None) -> None:
     """Mount a layer; its files belong to the ids of the user namespace that owns `network`, if there is one."""
     target.mkdir(exist_ok=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import structlog
 
+from vmruntime import tracing
 from vmruntime.aio.detached import DetachedProcess, ProcessIdentity
 from vmruntime.aio.pipeline import in_thread
 from vmruntime.errors import Internal, VmruntimeError
@@ -98,6 +99,7 @@ class OwnedResources:
         if failures:
             raise Internal(f"not everything of {owner[:13]} could be released: {'; '.join(failures)}")
 
+    @tracing.timed("release.cgroup")
     async def _remove_cgroup(self, resource: Resource) -> None:
         await self.cgroups.remove(resource.key)
 
@@ -107,10 +109,12 @@ def process_identity(resource: Resource) -> ProcessIdentity:
     return ProcessIdentity(pid=int(resource.key), start_time=int(resource.data["start_time"]))
 
 
+@tracing.timed("release.process")
 async def _end_process(resource: Resource) -> None:
     await DetachedProcess(process_identity(resource)).end()
 
 
+@tracing.timed("release.directory")
 async def _remove_directory(resource: Resource) -> None:
     await in_thread(lambda: _remove_tree(Path(resource.key)))
 

@@ -192,7 +192,6 @@ class Devices:
             await self._monitor.execute("device_add", device)
             undo.pop_all()
 
-    @tracing.timed("vm.resize")
     async def resize(self, size: VmSize) -> None:
         """Plug in processors and memory; see hypervisor/qemu/resize.py."""
         await plug_cpus(self._monitor, size.vcpus)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import structlog
 
+from vmruntime import tracing
 from vmruntime.aio.detached import DetachedProcess, ProcessIdentity
 from vmruntime.aio.pipeline import in_thread
 from vmruntime.config.settings import Settings
@@ -63,6 +64,7 @@ class Helpers:
         self._on_ready = on_ready
         self._notices: BootNotices | None = None
 
+    @tracing.timed("vm.helpers")
     async def before(self, account: Account, cid: int) -> Extras:
         """Start what has to be there before the VM, and return what the machine is to have for it.
 
@@ -72,6 +74,7 @@ class Helpers:
         tpm = await self._start_tpm(account) if image_pod(self._sandbox).tpm else None
         return Extras(oem_strings=[notify_credential(cid)], tpm=tpm)
 
+    @tracing.timed("vm.helpers")
     async def beside(self, handle: VmHandle) -> None:
         """Start what serves the guest, which does not run yet.
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import msgspec
 
+from vmruntime import tracing
 from vmruntime.agent.interface import GuestMachine
 from vmruntime.aio.pipeline import in_thread
 from vmruntime.errors import InvalidArgument
@@ -150,10 +151,12 @@ async def make_disks(
     ]
     request = await seed_request(sandbox, machine, others, volumes)
     seed = directory / "seed.iso"
-    await in_thread(lambda: _write_seed(request, seed))
+    with tracing.span("vm.seed"):
+        await in_thread(lambda: _write_seed(request, seed))
     return [root, *extra, MachineDisk(path=str(seed), serial=SEED_SERIAL, readonly=True, cdrom=True)]
 
 
+@tracing.timed("vm.root_disk")
 async def _overlay(sandbox: Sandbox, machine: GuestMachine, directory: Path, driver: DiskDriver) -> MachineDisk:
     """Return the pod's own copy of the image, made once: a container that is started again finds its disk as it was."""
     overlay = directory / "root.qcow2"
@@ -175,6 +178,7 @@ async def _overlay(sandbox: Sandbox, machine: GuestMachine, directory: Path, dri
     )
 
 
+@tracing.timed("vm.root_disk")
 async def _persistent_root(
     machine: GuestMachine, device: Device, directory: Path, driver: DiskDriver, account: Account
 ) -> MachineDisk:
