@@ -79,6 +79,7 @@ class Attachments:
 
         await _on_disk(path, write)
 
+    @tracing.timed("network.sync")
     async def keep(self, sandbox_id: str) -> None:
         """Wait until a new attachment is on the disk, with its name.
 
