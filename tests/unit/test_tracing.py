@@ -224,3 +224,21 @@ def test_parts_that_cannot_be_true_are_cut_off(recorder: Recorder) -> None:
     assert long.end == pytest.approx(now, abs=0.5)
     assert late.end <= now
     assert measure(1.0, [], recorder)[1] == []
+
+
+async def test_a_function_can_be_timed_as_a_whole(recorder: Recorder) -> None:
+    @tracing.timed("work")
+    async def work(fail: bool) -> int:
+        with tracing.span("inner"):
+            if fail:
+                raise FailedPrecondition("no")
+            return 3
+
+    with tracing.served("/a.B/Method", {}, current=True):
+        tracing.about(pod(), {})
+        assert await work(False) == 3
+        with pytest.raises(FailedPrecondition):
+            await work(fail=True)
+    assert await work(False) == 3  # nothing goes on: nothing to take down
+    first, second = inside(recorder.calls("p")[0].whole)
+    assert (first.name, first.error, second.error, names(second)) == ("work", "", "no", ["inner"])
