@@ -316,7 +316,7 @@ def _owned_network(sandbox: Sandbox) -> Path | None:
 async def _mount_layer(image: Path, target: Path, network: Path | None) -> None:
     """Mount a layer; its files belong to the ids of the user namespace that owns `network`, if there is one."""
     target.mkdir(exist_ok=True)
-    done = await run(mount_command(image, target))
+    done = await run(mount_command(image, target), awaited=True)
     if done.returncode != 0:
         target.rmdir()
         raise FailedPrecondition(

@@ -37,4 +37,4 @@ async def make_scratch(path: Path, gib: int) -> None:
     options = "lazy_itable_init=1,discard,root_owner=0:0"
     features = "^has_journal,^resize_inode"
     argv = ["mkfs.ext4", "-q", "-F", "-m", "0", "-E", options, "-O", features, "-i", "32768", str(path)]
-    (await run(argv, timeout=60)).check()
+    (await run(argv, timeout=60, awaited=True)).check()
