@@ -7,9 +7,10 @@ import re
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from tests.support.examples import examples
 from vmruntime.agent.interface import RECORD_LIMIT
 from vmruntime.logs.format import render
 from vmruntime.logs.writer import LogWriter
@@ -139,7 +140,7 @@ def play(daemon: Daemon, steps: list[bytes | str | int]) -> bytes:
 
 
 @given(st.lists(acts, max_size=40), st.binary(max_size=100))
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 def test_the_log_says_what_the_console_said(
     tmp_path_factory: pytest.TempPathFactory, steps: list[bytes | str | int], before: bytes
 ) -> None:
@@ -158,8 +159,9 @@ def test_the_log_says_what_the_console_said(
     assert all(seq > len(before) for seq in daemon.made)
 
 
+@example([b"aaaa" + b"\r" * 20 + b"\0" * 52, "step", b"x" * 36, "cut", "bound"])
 @given(st.lists(acts, max_size=60))
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 def test_what_is_dropped_is_said_and_nothing_else_is_lost(
     tmp_path_factory: pytest.TempPathFactory, steps: list[bytes | str | int]
 ) -> None:
@@ -180,7 +182,9 @@ def test_what_is_dropped_is_said_and_nothing_else_is_lost(
         if record is None or mark:
             # What was given out between two holes is just what the console said there.
             end = seq if record is not None else len(console)
-            assert said(parts).rstrip(b"\n") == text_of(console[begin:end]).rstrip(b"\n")
+            # Carriage returns right before a hole may stay: whether they end a line, nobody knows.
+            ending = b"\n" if record is None else b"\r\n"
+            assert said(parts).rstrip(ending) == text_of(console[begin:end]).rstrip(ending)
             parts = []
         if record is not None and mark:
             assert int(mark[1]) == record.seq - seq
