@@ -16,6 +16,7 @@ from google.protobuf.descriptor import MethodDescriptor
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
+from tests.support.examples import examples
 from tests.support.messages import damaged, messages
 from vmruntime.agent.checks import TEXT_LIMIT
 from vmruntime.agent.client import AgentClient
@@ -36,7 +37,7 @@ READ_LIMIT = 200
 """Messages that are read of a stream; some never end."""
 
 SETTINGS = settings(
-    max_examples=60,
+    max_examples=examples(30),
     phases=[Phase.explicit, Phase.generate],  # making an example smaller can take for ever with streams that never end
     deadline=None,
     database=None,

@@ -19,6 +19,7 @@ from google.protobuf.message_factory import GetMessageClass
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.support.examples import examples
 from tests.support.messages import damaged, messages
 from tests.unit.cri.conftest import container_config, make_server, sandbox_config
 from tests.unit.cri.fakes import FakeClock, FakeImages, FakePods, make_image
@@ -198,7 +199,7 @@ def test_any_request_gets_a_meaningful_answer(client: Client, method: Any) -> No
     whole = messages(method.input_type, texts, octets).map(lambda one: one.SerializeToString())
     before = client.tasks()
 
-    @settings(SETTINGS, max_examples=120 if wide else 15)
+    @settings(SETTINGS, max_examples=examples(40 if wide else 8))
     @given(request=st.one_of(whole, whole, whole, damaged(whole)))
     def run(request: bytes) -> None:
         assert client.call(method, request) in MEANINGFUL | {"OK"}

@@ -10,6 +10,7 @@ import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.support.examples import examples
 from vmruntime.network.conf import SUPPORTED_VERSIONS, NetworkConf, parse, valid_plugin_name
 from vmruntime.network.errors import NetworkConfigError, NetworkError
 from vmruntime.network.plugins import answer
@@ -68,7 +69,7 @@ CONFIGURATIONS = objects(
 )
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 @given(RESULTS)
 def test_results(raw: object) -> None:
     try:
@@ -101,7 +102,7 @@ def check_usable(result: CniResult) -> None:
     assert all(ipaddress.ip_address(server) for server in result.dns.servers)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(CONFIGURATIONS)
 def test_configurations(raw: object) -> None:
     try:
@@ -115,7 +116,7 @@ def test_configurations(raw: object) -> None:
     assert msgspec.json.decode(msgspec.json.encode(conf), type=NetworkConf).name == conf.name
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(st.binary(max_size=200) | JSON.map(lambda value: json.dumps(value).encode()) | RESULTS.map(msgspec.json.encode))
 def test_answers(printed: bytes) -> None:
     try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import functools
 import os
 import socket
 import zlib
@@ -19,6 +20,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
+from tests.support.examples import examples
 from tests.unit.streaming.fakes import FakePods
 from tests.unit.streaming.test_spdy_codec import cut
 from vmruntime.config.settings import StreamingSettings
@@ -36,7 +38,7 @@ from vmruntime.streaming.websocket.handshake import accept_token
 
 PATIENCE = 20.0
 SETTINGS = settings(
-    max_examples=60,
+    max_examples=examples(25),
     deadline=None,
     database=None,
     phases=[Phase.explicit, Phase.generate],  # making an example smaller takes long with time-outs in it
@@ -73,6 +75,7 @@ def plain(data: bytes) -> Step:
     return lambda connection: data
 
 
+@functools.cache
 def bomb(kind: FrameType, size: int) -> bytes:
     packer = zlib.compressobj(zdict=DICTIONARY)
     block = packer.compress(bytes(size)) + packer.flush(zlib.Z_SYNC_FLUSH)
