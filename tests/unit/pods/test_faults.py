@@ -180,6 +180,8 @@ def little_patience_with_leftovers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vmruntime.pods.monitor.RETRY_SECONDS", 0.01)
     monkeypatch.setattr("vmruntime.pods.monitor.RECORD_SECONDS", 0.01)
     monkeypatch.setattr("vmruntime.pods.log_pump.RETRY_SECONDS", 0.01)
+    monkeypatch.setattr("vmruntime.pods.vm_end.MOMENT", 0.01)  # no VM ends here by itself
+    monkeypatch.setattr("vmruntime.pods.sandbox_stop.CONTAINER_GRACE", 0.002)  # nor does a container
 
 
 @pytest.fixture(params=["fails", "broken"])

@@ -143,7 +143,7 @@ def test_whatever_a_guest_says_its_pod_can_be_used_and_removed(
 
     # Hypothesis runs this many times: no fixtures. Where an end is lied about, stopping takes its time.
     with tempfile.TemporaryDirectory() as directory, pytest.MonkeyPatch.context() as patch:
-        patch.setattr("vmruntime.pods.container_stop.KILL_SECONDS", 0.1)
+        patch.setattr("vmruntime.pods.container_stop.KILL_SECONDS", 0.05)
         asyncio.run(run())
 
 

@@ -429,7 +429,7 @@ async def test_a_guest_that_does_not_run_is_taken_over_when_it_does(
         await daemon.pods.exec_sync(container, ["true"], 5.0)
     machine.held = ""
     assert await runs_again(daemon, container)
-    await daemon.pods.stop_container(container, 5.0)
+    await daemon.pods.stop_container(container, 0.05)
     assert (await daemon.ended(container)).state is ContainerState.EXITED
 
 

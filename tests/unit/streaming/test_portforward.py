@@ -14,6 +14,7 @@ from tests.unit.streaming.conftest import Rig
 from tests.unit.streaming.test_remote import everything
 from vmruntime.errors import FailedPrecondition
 from vmruntime.model.streams import PortForwardSpec
+from vmruntime.streaming import portforward
 from vmruntime.streaming.client import open_channels, open_spdy, open_tunnel
 from vmruntime.streaming.errors import ClientGone
 from vmruntime.streaming.session import SpdySession, SpdyStream
@@ -71,9 +72,10 @@ async def test_many_connections_at_once_with_half_close(rig: Rig, way: str) -> N
         await asyncio.gather(*(one(number) for number in range(50)))
 
 
-async def test_streams_of_ended_connections_are_forgotten(rig: Rig) -> None:
+async def test_streams_of_ended_connections_are_forgotten(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(portforward, "STREAM_LIMIT", 64)
     async with listening(reverse) as port, open_spdy(rig.server.port_forward_url(POD), [PROTOCOL]) as (session, _):
-        for number in range(1200):  # more streams than may be open at once
+        for number in range(40):  # with more streams than may be open at once
             data, error = await connect(session, port, str(number))
             await data.close_write()
             assert (await everything(data), await everything(error)) == (b"", b"")
