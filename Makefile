@@ -10,6 +10,8 @@ GUEST := /var/lib/vmruntime/guest
 LIBEXEC := /usr/local/libexec/vmruntime
 PYTEST_ARGS ?=
 ONLY ?=
+# Tests start hundreds of daemons, each of which would be compiled again.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help setup system run bench bench-setup bench-docs conformance test test-unit lint types protos agent kernel guest clean
 
