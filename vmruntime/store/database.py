@@ -19,6 +19,9 @@ log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
 
+SYNCHRONOUS = "FULL"
+"""SQLite's word for when it waits for the disk."""
+
 _PAGE = 4096
 _MARGIN = 4
 """Additions are refused when the disk has less left than this many times the room that the store keeps for itself."""
@@ -110,7 +113,7 @@ class Database:
         try:
             connection = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False)
             connection.execute("PRAGMA journal_mode = WAL")
-            connection.execute("PRAGMA synchronous = FULL")
+            connection.execute(f"PRAGMA synchronous = {SYNCHRONOUS}")
             connection.execute("PRAGMA foreign_keys = ON")
             self._migrate(connection)
             if self._room:

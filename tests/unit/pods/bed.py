@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import tempfile
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -37,6 +39,18 @@ PATIENCE = 20.0
 
 TRAP = "trap 'exit 7' TERM; echo ready; sleep 1000"
 """A script that ends with 7 when it gets SIGTERM, once it is ready."""
+
+
+MEMORY = Path("/dev/shm")
+
+
+def place_of_its_own() -> tempfile.TemporaryDirectory[str]:
+    """Return a new directory, in memory where that can be: ext4 gets slow when hundreds of worlds come and go.
+
+    Its path is short, as those of unix sockets must be; pytest's are not.
+    """
+    in_memory = os.access(MEMORY, os.W_OK | os.X_OK)
+    return tempfile.TemporaryDirectory(prefix="vmr-", dir=MEMORY if in_memory else "/tmp")
 
 
 class Killed(BaseException):

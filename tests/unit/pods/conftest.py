@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import structlog
 
-from tests.unit.pods.bed import Daemon, daemon_on
+from tests.unit.pods.bed import Daemon, daemon_on, place_of_its_own
 from vmruntime.pods import sandbox_stop, vm_end
 
 
@@ -24,6 +24,12 @@ def little_patience(monkeypatch: pytest.MonkeyPatch) -> None:
     """Most containers here have no handler for SIGTERM, and most guests that do not answer go on living."""
     monkeypatch.setattr(sandbox_stop, "CONTAINER_GRACE", 0.02)
     monkeypatch.setattr(vm_end, "MOMENT", 0.1)
+
+
+@pytest.fixture
+def tmp_path() -> Iterator[Path]:
+    with place_of_its_own() as directory:
+        yield Path(directory)
 
 
 @pytest.fixture

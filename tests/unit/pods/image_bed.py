@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import os
 import pwd
-import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from tests.support.fakes import FakeNetwork, FakeTap, make_image
-from tests.unit.pods.bed import PATIENCE, Daemon, StepStore, World, sandbox_spec
+from tests.unit.pods.bed import PATIENCE, Daemon, StepStore, World, place_of_its_own, sandbox_spec
 from vmruntime.aio.faults import Faults
 from vmruntime.aio.inotify import FileChanges
 from vmruntime.config.settings import HypervisorSettings, Settings
@@ -189,8 +188,8 @@ class ImageDaemon(Daemon):
 
 @contextlib.asynccontextmanager
 async def image_world() -> AsyncIterator[ImageWorld]:
-    """Yield a world; afterwards its machines end. Paths of unix sockets are short, pytest's directories are not."""
-    with tempfile.TemporaryDirectory(prefix="vmr-", dir="/tmp") as directory:
+    """Yield a world; afterwards its machines end."""
+    with place_of_its_own() as directory:
         world = ImageWorld(Path(directory))
         try:
             yield world

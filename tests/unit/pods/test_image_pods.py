@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 import pytest
 from msgspec.structs import replace
 
+from tests.support.fakes import without_qemu_img
 from tests.unit.pods.bed import PATIENCE, state
 from tests.unit.pods.image_bed import UP, ImageDaemon, ImageWorld, image_daemon, image_world
 from tests.unit.pods.test_faults import each_step, leftovers_gone
@@ -24,13 +25,16 @@ START_FAILED = 128
 
 
 @pytest.fixture(autouse=True)
-def little_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+def little_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    without_qemu_img(monkeypatch)
     monkeypatch.setattr("vmruntime.pods.leftovers.FIRST_SECONDS", 0.01)
     monkeypatch.setattr("vmruntime.pods.monitor.RETRY_SECONDS", 0.01)
     monkeypatch.setattr("vmruntime.pods.monitor.RECORD_SECONDS", 0.01)
     monkeypatch.setattr("vmruntime.pods.log_pump.RETRY_SECONDS", 0.01)
     monkeypatch.setattr("vmruntime.pods.vm_end.MOMENT", 0.05)  # an image pod does not end by itself
+    monkeypatch.setattr("vmruntime.aio.inotify.POLL_SECONDS", 0.01)
     monkeypatch.setattr("vmruntime.sandboxes.image_vm.machine.PRESS_SECONDS", 0.02)
+    monkeypatch.setattr("vmruntime.sandboxes.image_vm.console_log.GATHER_SECONDS", 0.0)
     monkeypatch.setattr("vmruntime.sandboxes.image_vm.guest_link.ANSWER_SECONDS", 0.01)
 
 

@@ -19,6 +19,8 @@ from vmruntime.store import database as module
 from vmruntime.store.database import Database
 from vmruntime.store.records import Facts, Ledger, PodRecords
 
+FULL = 2
+
 
 @pytest.fixture
 async def database(tmp_path: Path) -> AsyncIterator[Database]:
@@ -50,6 +52,13 @@ async def test_records_come_back_after_a_restart(tmp_path: Path) -> None:
     assert await PodRecords(second).load() == ([], [])
     await second.close()
     assert (tmp_path / "db").stat().st_mode & 0o777 == 0o600
+
+
+async def test_what_is_written_is_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, durability: str) -> None:
+    monkeypatch.setattr(module, "SYNCHRONOUS", durability)
+    opened = await Database.open(tmp_path / "db")
+    assert await opened.read(lambda connection: connection.execute("PRAGMA synchronous").fetchone()) == (FULL,)
+    await opened.close()
 
 
 async def test_a_name_is_taken_once(database: Database) -> None:

@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.support.fakes import FakeClock, FakeTap
-from tests.support.hosts import short_directory
-from tests.unit.pods.bed import StepStore
+from tests.unit.pods.bed import StepStore, place_of_its_own
 from vmruntime.agent.interface import GuestContainer, GuestContainerState, GuestMachine
 from vmruntime.aio.faults import Faults
 from vmruntime.aio.inotify import FileChanges
@@ -231,7 +230,8 @@ async def until(true: Callable[[], bool]) -> None:
 @contextlib.asynccontextmanager
 async def open_bed() -> AsyncIterator[Bed]:
     """Yield a host with nothing; afterwards its machines end."""
-    with short_directory() as base:
+    with place_of_its_own() as directory:
+        base = Path(directory)
         database = StepStore(base / "db")
         database.faults = Faults()
         await database._thread.run(database._open)

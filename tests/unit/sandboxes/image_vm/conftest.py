@@ -6,7 +6,13 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from tests.support.fakes import without_qemu_img
 from tests.unit.sandboxes.image_vm.bed import Bed, Pod, open_bed
+
+
+@pytest.fixture(autouse=True)
+def no_qemu_img(monkeypatch: pytest.MonkeyPatch) -> None:
+    without_qemu_img(monkeypatch)
 
 
 @pytest.fixture
