@@ -26,7 +26,6 @@ from vmruntime.generated import cri_pb2 as cri
 pytestmark = pytest.mark.vm
 
 Code = grpc.StatusCode
-PROGRAMS = ("qemu-system-x86_64", "skopeo", "mkfs.erofs", "mkfs.ext4", "ip", "tc", "setpriv", "tar", "iptables", "sh")
 
 
 def pull(daemon: Daemon, name: str) -> str:
@@ -110,7 +109,7 @@ def path_without(tmp_path: Path) -> Any:
     return make
 
 
-@pytest.mark.parametrize("program", ["skopeo", "tar", "mkfs.erofs"])
+@pytest.mark.parametrize("program", ["skopeo", "unshare"])
 def test_pulls_without_a_program(base: Path, path_without: Any, tmp_path: Path, program: str) -> None:
     daemon = Daemon(base / f"m{os.urandom(2).hex()}")
     daemon.environment["PATH"] = path_without(program)

@@ -1,4 +1,4 @@
-"""Images from a real registry: skopeo, docker-registry, tar and mkfs.erofs, all on this machine."""
+"""Images from a real registry, docker-registry, by skopeo, on this machine; test_images_unpacking.py is about layers."""
 
 from __future__ import annotations
 

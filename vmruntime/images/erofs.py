@@ -1,29 +1,37 @@
-"""From a layer's blob to its EROFS image (tar(1), mkfs.erofs(1))."""
+"""From a layer's blob to its EROFS image, by a program without privileges (unpacker/)."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
-import re
-import shutil
-import signal
+import sys
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
-from vmruntime.aio import pipeline, process
+import msgspec
+
+import vmruntime
+from vmruntime.aio import process
 from vmruntime.aio.pipeline import in_thread
-from vmruntime.errors import FailedPrecondition, ResourceExhausted, VmruntimeError
-from vmruntime.images import tree
+from vmruntime.errors import FailedPrecondition, Internal, ResourceExhausted, VmruntimeError
 from vmruntime.images.manifest import BadImage
-from vmruntime.images.streams import CheckedTar
 
 _UUID_SPACE = uuid.UUID("d7c1a3f0-6f0e-5d6f-9c56-3c1d6c1c6b0e")
-# mkfs.erofs takes this as the time of the file system and as the latest a file may have (reproducible-builds.org);
-# being far ahead (2106), it leaves files alone.
-_EPOCH = str(2**32 - 1)
 _ENVIRONMENT = {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C.UTF-8", "TZ": "UTC"}
 # Longer than any layer takes; a disk that hangs is not helped by a shorter one.
-_MKFS_TIMEOUT = 4 * 3600.0
+_TIMEOUT = 4 * 3600.0
+# The directory this package is in goes last, and nothing else of the daemon's path goes with it (python's -I and -S).
+_PROGRAM = "import sys; sys.path.append(sys.argv.pop(1)); from vmruntime.images.unpacker.main import main; main()"
+_PACKAGES = str(Path(vmruntime.__file__).parent.parent)
+
+
+class _Outcome(msgspec.Struct, frozen=True):
+    """What the program says; see unpacker.main.run."""
+
+    problem: str = ""
+    message: str = ""
 
 
 async def build(blob: Path, diff_id: str, work: Path, limit: int) -> Path:
@@ -38,18 +46,18 @@ async def build(blob: Path, diff_id: str, work: Path, limit: int) -> Path:
         limit: Most uncompressed bytes.
 
     Raises:
-        BadImage: The blob is corrupt, or unpacks to what must not be.
+        BadImage: The blob is corrupt, or has what must not be.
         ResourceExhausted: It is larger than the limit, or the disk is full.
     """
-    root, image = work / "tree", work / "layer.erofs"
+    image = work / "layer.erofs"
     try:
-        started = await in_thread(lambda: _make_root(root))
-        size = await _unpack(blob, diff_id, root, limit)
-        await in_thread(lambda: tree.finish(root, limit, started))
-        await _mkfs(root, image, diff_id, size)
-        await in_thread(lambda: _settle(root, image))
+        with _opened(blob, image) as (source, target):
+            await _unpack(source, target, diff_id, limit, work)
+            await in_thread(lambda: os.fsync(target))
     except OSError as error:
-        raise _disk_error(error, work, blob) from error
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise _no_space(work) from error
+        raise BadImage(f"layer {diff_id} cannot be unpacked: {error}") from error
     return image
 
 
@@ -58,79 +66,51 @@ def mount_command(image: Path, target: Path, *options: str) -> list[str]:
     return ["mount", "-t", "erofs", "-o", ",".join(("loop", "ro", "nodev", *options)), "--", str(image), str(target)]
 
 
-async def _unpack(blob: Path, diff_id: str, root: Path, limit: int) -> int:
-    """Unpack into an empty directory and return the tar's size in bytes.
-
-    GNU tar drops leading slashes, refuses "..", and makes links that could lead outside only after everything
-    else is in place, so nothing can be written through them.
-    """
-    checked = CheckedTar(blob, diff_id, limit)
-    # A sparse member can be any size with a few bytes of tar; no file may be larger than the layer.
-    argv = ["prlimit", f"--fsize={limit}", "tar", "--extract", "--file=-", f"--directory={root}"]
-    argv += [
-        "--numeric-owner",
-        "--same-owner",
-        "--same-permissions",
-        "--delay-directory-restore",
-        "--xattrs",
-        "--no-acls",
-        "--no-selinux",
-    ]
-    # trusted.overlay.* in a layer would steer the guest's overlayfs (redirects, metadata-only copies).
-    argv += ["--xattrs-include=user.*", "--xattrs-include=security.capability", "--warning=no-unknown-keyword"]
-    done = await pipeline.feed(argv, lambda: iter(checked), env=_ENVIRONMENT)
-    if done.returncode != 0 and checked.size > 0:
-        raise _tar_error(done, diff_id, root, checked.size)
-    return checked.size
-
-
-async def _mkfs(root: Path, image: Path, diff_id: str, size: int) -> None:
-    identity = uuid.uuid5(_UUID_SPACE, diff_id)
-    argv = ["mkfs.erofs", "-U", str(identity), "--quiet", str(image), str(root)]
-    env = _ENVIRONMENT | {"SOURCE_DATE_EPOCH": _EPOCH}
-    done = await process.run(argv, timeout=_MKFS_TIMEOUT, env=env, die_with_us=True)
-    if done.returncode != 0 and "No space left" in done.stderr:
-        raise _no_space(image.parent, size)
-    done.check()
-
-
-def _make_root(root: Path) -> int:
-    """Make the directory and return the time by the file system's clock, which lags behind the system's."""
-    root.mkdir()
-    root.chmod(0o755)  # what the image's root has unless the tar has an entry for it
-    return root.stat().st_mtime_ns
-
-
-def _settle(root: Path, image: Path) -> None:
-    descriptor = os.open(image, os.O_RDONLY)
+@contextlib.contextmanager
+def _opened(blob: Path, image: Path) -> Iterator[tuple[int, int]]:
+    source = os.open(blob, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        os.fsync(descriptor)
+        target = os.open(image, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            yield source, target
+        finally:
+            os.close(target)
     finally:
-        os.close(descriptor)
-    shutil.rmtree(root)
+        os.close(source)
 
 
-def _tar_error(done: process.Completed, diff_id: str, root: Path, size: int) -> VmruntimeError:
-    if "prlimit: failed to execute tar" in done.stderr:
-        return FailedPrecondition(
-            "the program 'tar' is not installed", remedy="vmruntime doctor says which package has it"
-        )
-    # tar reports a disk that fills up in the middle of a write as a short one.
-    if re.search(r"No space left|Disk quota exceeded|Wrote only \d+ of \d+ bytes", done.stderr):
-        return _no_space(root.parent, size)
-    if done.returncode == -signal.SIGXFSZ or "File too large" in done.stderr:
-        return ResourceExhausted(f"layer {diff_id} has a file larger than images.max_layer_gib")
-    return BadImage(f"layer {diff_id} cannot be unpacked: {process.last_lines(done.stderr)}")
+async def _unpack(source: int, target: int, diff_id: str, limit: int, work: Path) -> None:
+    # It has no use for a network. Of its path, the program's own directory is all that Python looks into.
+    argv = ["unshare", "--net", "--ipc", "--", sys.executable, "-I", "-S", "-c", _PROGRAM, _PACKAGES]
+    argv += [str(source), str(target), diff_id, str(uuid.uuid5(_UUID_SPACE, diff_id)), str(limit)]
+    done = await process.run(argv, timeout=_TIMEOUT, env=_ENVIRONMENT, cwd=Path("/"), pass_fds=(source, target))
+    try:
+        outcome = msgspec.json.decode(done.check().stdout, type=_Outcome)
+    except msgspec.MsgspecError as error:
+        raise Internal(f"the program that unpacks layers said {done.stdout[:200]!r}") from error
+    if outcome.problem:
+        raise _error(outcome, diff_id, work)
 
 
-def _disk_error(error: OSError, work: Path, blob: Path) -> VmruntimeError:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return _no_space(work, 0)
-    return BadImage(f"layer {blob.name} cannot be unpacked: {error}")
+def _error(outcome: _Outcome, diff_id: str, work: Path) -> VmruntimeError:
+    match outcome.problem:
+        case "bad":
+            return BadImage(f"layer {diff_id} {outcome.message}")
+        case "large":
+            return ResourceExhausted(
+                f"layer {diff_id} {outcome.message}",
+                remedy="raise images.max_layer_gib if the image is to be trusted",
+            )
+        case "full":
+            return _no_space(work, outcome.message)
+        case "missing":
+            return FailedPrecondition(outcome.message, remedy="vmruntime doctor says which package has it")
+        case _:
+            return Internal(f"layer {diff_id} cannot be unpacked: {outcome.message}")
 
 
-def _no_space(directory: Path, size: int) -> ResourceExhausted:
-    needed = f" for a layer of {size} bytes" if size else ""
+def _no_space(work: Path, size: str = "") -> ResourceExhausted:
     return ResourceExhausted(
-        f"no space left in {directory.parent}{needed}", remedy="free space there, or remove unused images"
+        f"no space left in {work.parent} for a layer {size}".rstrip(),
+        remedy="free space there, or remove unused images",
     )

@@ -50,7 +50,7 @@ def _daemon(bundle: Bundle, app: App) -> None:
 def _programs(bundle: Bundle, app: App) -> None:
     architecture = ARCHITECTURES.get(bundle.tools.machine)
     qemu = app.settings.hypervisor.qemu or (architecture.qemu if architecture is not None else "qemu-system-x86_64")
-    names = [qemu, "qemu-img", "libvirtd", "virsh", "skopeo", "curl", "swtpm", "dnsmasq", "mkfs.erofs", "crun"]
+    names = [qemu, "qemu-img", "libvirtd", "virsh", "skopeo", "curl", "swtpm", "dnsmasq", "zstd", "crun"]
     # Most are not needed on every machine; doctor says which are missing.
     present = [name for name in names if bundle.tools.which(name) is not None]
     bundle.output("host/programs.txt", *([name, "--version"] for name in present))

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from vmruntime.cli.doctor.host import Host
-from vmruntime.cli.doctor.programs import first_line, program
+from vmruntime.cli.doctor.programs import program
 from vmruntime.cli.doctor.report import Capability, Check, degraded, found, missing
 from vmruntime.config.settings import Settings
 from vmruntime.errors import FailedPrecondition
@@ -15,17 +15,6 @@ from vmruntime.images.translation import load_directory
 POLICIES = ("/etc/containers/policy.json", "/usr/share/containers/policy.json")
 GNUPG = "apt install gnupg"
 REGISTRIES = "/etc/containers/registries.conf"
-
-
-def tar(host: Host, settings: Settings) -> Capability:
-    """Whether GNU tar is there, whose options unpacking layers needs."""
-    path = host.which("tar")
-    if path is None:
-        return missing("tar", "not installed; it unpacks layers", "apt install tar")
-    line = first_line(host.run([path, "--version"]))
-    if "GNU tar" not in line:
-        return missing("tar", f"{path} is not GNU tar, whose options layers need", "apt install tar")
-    return found("tar", f"{path}: {line}")
 
 
 def policy(host: Host, settings: Settings) -> Capability:
@@ -76,15 +65,14 @@ def translations(host: Host, settings: Settings) -> Capability:
 
 CHECKS: tuple[Check, ...] = (
     program("skopeo", "pulls images", "skopeo"),
-    program("mkfs.erofs", "makes disks of layers", "erofs-utils"),
     program("mkfs.ext4", "makes pods' writable disks", "e2fsprogs"),
-    tar,
-    program("prlimit", "keeps unpacked layers within their limit", "util-linux"),
+    program("unshare", "keeps what unpacks layers from the network", "util-linux"),
+    program("zstd", "unpacks layers that are packed by it", "zstd", essential=False),
     policy,
     registries,
     program("qemu-img", "checks disks of VM images and makes those of image pods", "qemu-utils", essential=False),
     program("curl", "downloads VM images by URL", "curl", essential=False),
-    program("unshare", "mounts layers that hold a VM's disk, unseen", "util-linux", essential=False),
+    program("prlimit", "keeps what reads disks of VM images within limits", "util-linux", essential=False),
     program("blkid", "tells a blank volume from one with data", "util-linux", essential=False),
     translations,
 )

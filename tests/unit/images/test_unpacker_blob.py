@@ -3,7 +3,9 @@ from __future__ import annotations
 import gzip
 import hashlib
 import os
+import threading
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,9 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.support.registry import zstd
-from vmruntime.errors import ResourceExhausted
-from vmruntime.images.manifest import BadImage
-from vmruntime.images.streams import CheckedTar, Compression, detect
+from vmruntime.images.unpacker.blob import CheckedTar, Compression, ahead, detect
+from vmruntime.images.unpacker.problems import BadLayer, TooLarge
 
 
 def digest(data: bytes) -> str:
@@ -23,7 +24,8 @@ def digest(data: bytes) -> str:
 def unpack(tmp_path: Path, blob: bytes, diff_id: str, limit: int = 1 << 30) -> bytes:
     path = tmp_path / "blob"
     path.write_bytes(blob)
-    return b"".join(CheckedTar(path, diff_id, limit))
+    with open(path, "rb", buffering=0) as file:
+        return b"".join(CheckedTar(file, diff_id, limit))
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=30, deadline=None)
@@ -47,7 +49,7 @@ def test_many_small_members_straddle_reads(tmp_path: Path) -> None:
 
 
 def test_wrong_digest(tmp_path: Path) -> None:
-    with pytest.raises(BadImage, match="corrupt"):
+    with pytest.raises(BadLayer, match="corrupt"):
         unpack(tmp_path, gzip.compress(b"data"), digest(b"other"))
 
 
@@ -64,7 +66,7 @@ def test_wrong_digest(tmp_path: Path) -> None:
     ids=["cut", "garbage", "checksum", "zstd-cut", "bzip2", "xz"],
 )
 def test_damaged(tmp_path: Path, blob: bytes) -> None:
-    with pytest.raises(BadImage, match=r"corrupt|compressed with"):
+    with pytest.raises(BadLayer, match=r"corrupt|compressed with"):
         unpack(tmp_path, blob, digest(b"data"))
 
 
@@ -73,10 +75,38 @@ def test_bomb_is_stopped_at_the_limit(tmp_path: Path) -> None:
     blob = b"".join(packer.compress(b"\0" * (1 << 20)) for _ in range(64)) + packer.flush()
     path = tmp_path / "blob"
     path.write_bytes(blob)
-    tar = CheckedTar(path, digest(b""), 5_000_000)
-    with pytest.raises(ResourceExhausted, match="5000000 bytes"):
-        list(tar)
+    with open(path, "rb", buffering=0) as file:
+        tar = CheckedTar(file, digest(b""), 5_000_000)
+        with pytest.raises(TooLarge, match="5000000 bytes"):
+            list(tar)
     assert tar.size <= 5_000_000 + (1 << 20)
+
+
+def test_what_runs_ahead_stops_with_its_reader() -> None:
+    given = []
+
+    def chunks() -> Iterator[bytes]:
+        for number in range(1000):
+            given.append(number)
+            yield b"x"
+
+    before = threading.active_count()
+    source = ahead(chunks(), 3)
+    assert next(source) == b"x"
+    source.close()
+    assert len(given) < 20
+    assert threading.active_count() == before
+
+
+def test_what_runs_ahead_fails_in_its_reader() -> None:
+    def chunks() -> Iterator[bytes]:
+        yield b"x"
+        raise BadLayer("oh")
+
+    source = ahead(chunks(), 3)
+    assert next(source) == b"x"
+    with pytest.raises(BadLayer, match="oh"):
+        next(source)
 
 
 def test_detection() -> None:
