@@ -191,6 +191,7 @@ class Image:
             inode = _inode(node, tail)
             start, end = _place(at, len(inode))
             node.nid = start // _SLOT
+            node.xattrs.clear()  # or all of them would stay in memory
             parts += (bytes(start - at), inode, bytes(end - start - len(inode)))
             at = end
         self._output.write(b"".join(parts))

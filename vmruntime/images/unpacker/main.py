@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import gc
 import json
 import os
 import resource
@@ -28,8 +29,8 @@ from vmruntime.images.unpacker.tree import Directory, Node, Tree
 
 _NOBODY = 65534
 _PR_SET_PDEATHSIG, _PR_SET_NO_NEW_PRIVS = 1, 38  # linux/prctl.h
-# What NODES_LIMIT nodes need, and as much again.
-_ADDRESS_SPACE = 4 * 1024**3
+# What NODES_LIMIT nodes need, twice.
+_ADDRESS_SPACE = 2 * 1024**3
 _XATTR_VALUE_LIMIT = 2**16 - 1  # XATTR_SIZE_MAX is one more, which EROFS has no room for
 _XATTRS_LIMIT = 64 * 1024
 # What a writer that holds the interpreter may keep the decompressing thread waiting; Python's own is 5 ms.
@@ -41,6 +42,7 @@ def main() -> None:
     blob, image = int(sys.argv[1]), int(sys.argv[2])
     drop_privileges()
     sys.setswitchinterval(_SWITCH_SECONDS)
+    gc.disable()  # there is nothing to be found before the end, among very many objects
     print(json.dumps(run(blob, image, *sys.argv[3:])))  # noqa: T201
 
 

@@ -21,8 +21,8 @@ OPAQUE_XATTR = b"trusted.overlay.opaque"
 
 NAME_LIMIT = 255  # NAME_MAX, and EROFS's
 PATH_LIMIT = 4095  # PATH_MAX, with its NUL
-NODES_LIMIT = 2_000_000
-"""Files and directories of one layer. Each takes some 500 bytes of memory while the layer is made."""
+NODES_LIMIT = 1_000_000
+"""Files and directories of one layer. Each takes some 700 bytes of memory while the layer is made."""
 _LINKS_LIMIT = 40  # as the kernel's
 
 
