@@ -66,7 +66,7 @@ fn run_as_init() -> std::result::Result<Never, error::AgentError> {
         let reaper = Arc::new(Reaper::default());
         let config = Config { mode: Mode::Vm, paths: Paths::new(STATE, CRUN), cgroup: CGROUP.into() };
         let agent = Arc::new(Agent::new(config, reaper.clone(), started_us)?);
-        with_reaper(&reaper, server::serve_vsock(agent, options.port)).await
+        with_reaper(&reaper, server::serve_vsock(agent, options)).await
     })?;
     Err(error::AgentError::Internal("the agent ended".into()))
 }

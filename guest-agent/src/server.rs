@@ -13,6 +13,9 @@ use tonic::transport::server::Router;
 
 use crate::agent::Agent;
 use crate::error::{AgentError, Context, Result};
+use crate::init::cmdline::CommandLine;
+use crate::proto::PrepareRequest;
+use crate::rpc::prepare;
 use crate::storage::uevent::Uevents;
 use crate::{clock, console, rpc};
 
@@ -25,32 +28,42 @@ const CONNECTION_WINDOW: u32 = 8 * 1024 * 1024;
 ///
 /// # Errors
 /// When the port cannot be had or the listener breaks.
-pub async fn serve_vsock(agent: Arc<Agent>, port: u32) -> Result<()> {
+pub async fn serve_vsock(agent: Arc<Agent>, options: CommandLine) -> Result<()> {
+    let port = options.port;
     let listener = VsockListener::bind(VsockAddr::new(VMADDR_CID_ANY, port))
         .context(|| format!("listen on vsock port {port}"))?;
-    // Before the host hears that it may plug one in.
-    let plugged = until_plugged()?;
+    if !has_vsock() {
+        tokio::spawn(until_plugged()?);
+        prepare_template(&agent, options.scratch).await;
+    }
     announce("ready");
-    tokio::spawn(plugged);
     let of_host = listener.incoming().try_filter(|stream| ready(is_host(stream)));
     ended(router(agent).serve_with_incoming(of_host).await)
 }
 
-/// Says so when the machine, which has no vsock device yet, gets one. A machine that starts with one says nothing.
-///
-/// A machine whose memory is kept for others to start from has none: the host plugs one into each of these.
+/// A machine without a vsock device is one whose memory is kept for others to start from: the host plugs one into each of
+/// these.
+fn has_vsock() -> bool {
+    vsock::get_local_cid().is_ok_and(is_of_guest)
+}
+
+/// Says so when the machine gets a vsock device. It listens from now on.
 fn until_plugged() -> Result<impl Future<Output = ()>> {
     let events = Uevents::listen().context(|| "listen to the kernel's device events")?;
-    let present = vsock::get_local_cid().is_ok_and(is_of_guest);
     Ok(async move {
-        if present {
-            return;
-        }
         match events.vsock_bound().await {
             Ok(()) => announce("connected"),
             Err(error) => log::warn!("wait for a vsock device: {error}"),
         }
     })
+}
+
+/// What every machine that starts from this one's memory would do otherwise.
+async fn prepare_template(agent: &Arc<Agent>, scratch_serial: String) {
+    let request = PrepareRequest { scratch_serial, ..Default::default() };
+    if let Err(error) = prepare::call(agent.clone(), request).await {
+        log::warn!("prepare: {error}");
+    }
 }
 
 /// The numbers below are those of the hypervisor, of a machine's way to itself and of the host; the last one is nobody's.

@@ -11,6 +11,8 @@ const DEFAULT_PORT: u32 = 1024;
 pub struct CommandLine {
     pub port: u32,
     pub log: LevelFilter,
+    /// The serial of the writable disk of a machine whose memory is kept for others to start from; empty: it has none.
+    pub scratch: String,
 }
 
 impl CommandLine {
@@ -20,13 +22,14 @@ impl CommandLine {
 
     /// Options that make no sense are passed over: a guest that boots can be asked, one that does not cannot.
     fn parse(text: &str) -> Self {
-        let mut options = Self { port: DEFAULT_PORT, log: LevelFilter::Warn };
+        let mut options = Self { port: DEFAULT_PORT, log: LevelFilter::Warn, scratch: String::new() };
         for word in text.split_ascii_whitespace() {
             match word.split_once('=') {
                 Some(("vmruntime.port", port)) => options.port = port.parse().unwrap_or(DEFAULT_PORT),
                 Some(("vmruntime.log", level)) => {
                     options.log = LevelFilter::from_str(level).unwrap_or(LevelFilter::Warn);
                 }
+                Some(("vmruntime.scratch", serial)) => options.scratch = serial.into(),
                 _ => {}
             }
         }
@@ -40,14 +43,12 @@ mod tests {
 
     #[test]
     fn defaults_and_options() {
-        assert_eq!(CommandLine::parse("quiet ro"), CommandLine { port: 1024, log: LevelFilter::Warn });
+        let options = |port, log, scratch: &str| CommandLine { port, log, scratch: scratch.into() };
+        assert_eq!(CommandLine::parse("quiet ro"), options(1024, LevelFilter::Warn, ""));
         assert_eq!(
-            CommandLine::parse("console=hvc0 vmruntime.port=77 vmruntime.log=debug\n"),
-            CommandLine { port: 77, log: LevelFilter::Debug }
+            CommandLine::parse("console=hvc0 vmruntime.port=77 vmruntime.log=debug vmruntime.scratch=s\n"),
+            options(77, LevelFilter::Debug, "s")
         );
-        assert_eq!(
-            CommandLine::parse("vmruntime.port=x"),
-            CommandLine { port: 1024, log: LevelFilter::Warn }
-        );
+        assert_eq!(CommandLine::parse("vmruntime.port=x"), options(1024, LevelFilter::Warn, ""));
     }
 }

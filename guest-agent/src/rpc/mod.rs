@@ -10,7 +10,7 @@ mod incoming;
 mod list_containers;
 mod online_cpus;
 mod port_forward;
-mod prepare;
+pub mod prepare;
 mod read_output;
 mod setup_sandbox;
 mod shutdown;
