@@ -25,16 +25,18 @@ from tests.support.hosts import (
 )
 from vmruntime.agent.fake_guest import FakeGuest
 from vmruntime.agent.fake_server import BootingGuest
+from vmruntime.aio import memfile
 from vmruntime.aio.detached import DetachedProcess, ProcessIdentity
 from vmruntime.errors import Internal
 from vmruntime.hypervisor.errors import HypervisorError, VmGone
 from vmruntime.hypervisor.fake import FakeHypervisor
-from vmruntime.hypervisor.interface import Disk, Hypervisor, KernelBoot, Nic, VirtualMachine, VmSpec
+from vmruntime.hypervisor.interface import Disk, GuestMemory, Hypervisor, KernelBoot, Nic, VirtualMachine, VmSpec
 from vmruntime.model.resources import VmSize
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 READY = "vmruntime-agent: ready"
+CONNECTED = "vmruntime-agent: connected"
 PATIENCE = 60.0
 ACCOUNT = "vmruntime"
 
@@ -111,6 +113,7 @@ async def fake(base: Path) -> AsyncIterator[Driver]:
     for name in ("vmlinuz", "initramfs.img"):
         (base / name).write_bytes(b"")
     hypervisor = FakeHypervisor(lambda spec: BootingGuest(FakeGuest()))
+    hypervisor.frozen_shape = "fake"
     yield Driver(hypervisor, base, base / "vmlinuz", base / "initramfs.img", lambda: os.open("/dev/null", os.O_RDWR))
     await hypervisor.close()
 
@@ -197,6 +200,104 @@ async def test_a_disk_that_cannot_be_opened_stops_the_start(driver: Driver) -> N
     with pytest.raises(HypervisorError, match=r"/nonexistent/disk\.img cannot be opened"):
         await driver.start(missing, processes=processes)
     assert processes.running() == []
+
+
+def _memory(size_mib: int) -> int:
+    return memfile.make("contract", size_mib << 20)
+
+
+async def test_a_frozen_guest_goes_on_in_other_vms(driver: Driver) -> None:
+    """Two guests of one: each has a CID, a disk and memory of its own, and is held until it is let go on."""
+    bare = msgspec.structs.replace(driver.spec(), cid=0)
+    if not await driver.hypervisor.shape(bare):
+        pytest.skip("this driver freezes no guests")
+    with contextlib.ExitStack() as descriptors:
+        memory = _memory(bare.size.memory_mib)
+        descriptors.callback(os.close, memory)
+        source = await driver.hypervisor.start(
+            msgspec.structs.replace(bare, memory=GuestMemory(fd=memory)), Processes().record
+        )
+        async with asyncio.timeout(PATIENCE):
+            await source.wait_for_console(READY)
+            state = await source.freeze()
+        await source.kill()
+        vms = []
+        for number in range(2):
+            processes = Processes()
+            own = _memory(bare.size.memory_mib)
+            descriptors.callback(os.close, own)
+            memfile.copy(memory, own)
+            spec = driver.spec(driver.disk(f"own{number}"))
+            spec = msgspec.structs.replace(spec, memory=GuestMemory(fd=own), frozen=True)
+            vm = await driver.hypervisor.start(spec, processes.record)
+            assert vm.handle.helpers == [one for role, one in processes.recorded.items() if role != "qemu"]
+            await vm.thaw(state)
+            assert await vm.attached_disks() == {f"own{number}"}
+            assert vm.console_tail() == ""
+            vms.append((vm, processes))
+        for vm, _ in vms:
+            await vm.resume()
+        for vm, processes in vms:
+            async with asyncio.timeout(PATIENCE):
+                await vm.wait_for_console(CONNECTED)
+            await vm.kill()
+            assert processes.running() == []
+
+
+async def test_guests_share_frozen_memory_until_they_write(driver: Driver) -> None:
+    bare = msgspec.structs.replace(driver.spec(), cid=0)
+    if not await driver.hypervisor.shape(bare):
+        pytest.skip("this driver freezes no guests")
+    with contextlib.ExitStack() as descriptors:
+        memory = _memory(bare.size.memory_mib)
+        descriptors.callback(os.close, memory)
+        given = GuestMemory(fd=memory)
+        source = await driver.hypervisor.start(msgspec.structs.replace(bare, memory=given), Processes().record)
+        async with asyncio.timeout(PATIENCE):
+            await source.wait_for_console(READY)
+            state = await source.freeze()
+        await source.kill()
+        memfile.seal(memory)
+        shared = msgspec.structs.replace(given, private=True)
+        for number in range(2):
+            spec = msgspec.structs.replace(driver.spec(driver.disk(f"cow{number}")), cid=0, memory=shared, frozen=True)
+            vm = await driver.hypervisor.start(spec, Processes().record)
+            await vm.thaw(state)
+            await vm.resume()
+            assert await vm.attached_disks() == {f"cow{number}"}
+            await vm.pause()
+            await vm.kill()
+
+
+async def test_what_is_no_frozen_guest_is_refused(driver: Driver) -> None:
+    spec = driver.spec()
+    if not await driver.hypervisor.shape(spec):
+        pytest.skip("this driver freezes no guests")
+    with contextlib.ExitStack() as descriptors:
+        memory = _memory(spec.size.memory_mib)
+        descriptors.callback(os.close, memory)
+        spec = msgspec.structs.replace(spec, memory=GuestMemory(fd=memory), frozen=True)
+        processes = Processes()
+        vm = await driver.hypervisor.start(spec, processes.record)
+        with pytest.raises(HypervisorError):
+            await vm.thaw(b"\x51\x45\x56\x4d garbage" * 100)
+        await vm.kill()
+        assert processes.running() == []
+        booted = await driver.start()
+        with pytest.raises(HypervisorError):
+            await booted.thaw(b"")
+        await booted.kill()
+
+
+async def test_a_shape_changes_with_what_a_guest_depends_on(driver: Driver) -> None:
+    spec = driver.spec()
+    shape = await driver.hypervisor.shape(spec)
+    if not shape:
+        pytest.skip("this driver freezes no guests")
+    other = msgspec.structs.replace(driver.spec(driver.disk("other")), cid=99)
+    assert await driver.hypervisor.shape(other) == shape
+    larger = msgspec.structs.replace(spec, size=VmSize(vcpus=1, memory_mib=256))
+    assert await driver.hypervisor.shape(larger) != shape
 
 
 async def test_a_cancelled_start_leaves_nothing(driver: Driver) -> None:

@@ -139,6 +139,10 @@ class LibvirtOnDemand:
         if self._driver is not None:
             await self._driver.close()
 
+    async def shape(self, spec: VmSpec) -> str:
+        """Return nothing: image pods are not frozen."""
+        return ""
+
     async def start(self, spec: VmSpec, record: Recorder) -> VirtualMachine:
         """Start a VM."""
         return await (await self.driver()).start(spec, record)

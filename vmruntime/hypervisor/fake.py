@@ -31,6 +31,7 @@ from vmruntime.model.resources import VmSize
 MOST_NICS = 4
 MOST_NICS_BY_FIRMWARE = 8
 CONSOLE_LINES = 12
+FROZEN = b"a frozen guest"
 
 
 class FakeVm:
@@ -113,6 +114,18 @@ class FakeVm:
             vcpus=max(self.machine.size.vcpus, size.vcpus), memory_mib=max(spec.memory_mib, size.memory_mib)
         )
 
+    async def freeze(self) -> bytes:
+        """Hold the machine for good."""
+        await self._at("freeze")
+        self.machine.hold()
+        return FROZEN
+
+    async def thaw(self, state: bytes) -> None:
+        """Take what freeze() gave, and nothing else."""
+        await self._at("thaw")
+        if not self.machine.spec.frozen or state != FROZEN:
+            raise HypervisorError("this is no state of a frozen guest, or no VM for one")
+
     async def resume(self) -> None:
         """Let the guest run."""
         await self._at("resume")
@@ -179,12 +192,14 @@ class FakeHypervisor:
     Attributes:
         machines: The last machine that was started of each sandbox, by its id; adopt() finds them here.
         forgotten: What forget() was called with, in order.
+        frozen_shape: What guests that can be frozen depend on; empty: they cannot be.
     """
 
     def __init__(self, guests: Callable[[VmSpec], Guest], faults: Faults | None = None) -> None:
         self.faults = faults or Faults()
         self.machines: dict[str, FakeMachine] = {}
         self.forgotten: list[str] = []
+        self.frozen_shape = ""
         self._earlier: list[FakeMachine] = []
         self._guests = guests
 
@@ -198,12 +213,18 @@ class FakeHypervisor:
         """How the host reaches guests here."""
         return VsockTransport.VHOST_USER
 
+    async def shape(self, spec: VmSpec) -> str:
+        """Return nothing, unless a test has said of what guests it is that they can be frozen."""
+        return f"{self.frozen_shape}-{spec.size.memory_mib}" if self.frozen_shape else ""
+
     async def start(self, spec: VmSpec, record: Recorder) -> FakeVm:
         """Start a machine and boot its guest in the background."""
         await self.faults.at("vm.start")
         check_disks(spec.disks)
         for disk in spec.disks:
             _try_open(disk)
+        if spec.memory is not None and not spec.frozen:
+            os.pwrite(spec.memory.fd, b"a fake guest's memory", 0)
         machine = FakeMachine(spec, self.faults)
         await machine.launch(self._guests(spec), record)
         if spec.id in self.machines:

@@ -126,7 +126,7 @@ class FakeMachine:
         self._going.set()
         if not self._booted:
             self._booted = True
-            self._scope.start(self._boot(), "boot")
+            self._serving.append(self._scope.start(self._boot(), "boot"))
 
     def press(self) -> None:
         """Press the power button."""
@@ -206,7 +206,7 @@ class FakeMachine:
             )
             self._listen(hybrid, undo)
             self._scope.start(self._watch(helpers), "end")
-            if not self.by_firmware:
+            if not self.by_firmware and not self.spec.frozen:
                 self.run()
             undo.pop_all()
 
@@ -256,6 +256,8 @@ class FakeMachine:
     async def _boot(self) -> None:
         await self.faults.at("vm.boot")
         await self._guest.boot(self)
+        if self.spec.frozen:
+            self.say("vmruntime-agent: connected uptime_us=1")
 
     async def _watch(self, helpers: list[DetachedProcess]) -> None:
         status = await self.process.wait()

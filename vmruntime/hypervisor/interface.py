@@ -105,6 +105,19 @@ class FirmwareBoot(msgspec.Struct, frozen=True, kw_only=True):
     vnc: bool = False
 
 
+class GuestMemory(msgspec.Struct, frozen=True, kw_only=True):
+    """Memory of a guest that the caller has made, a memfd (memfd_create(2)) of the VM's size.
+
+    Attributes:
+        fd: The memfd; it stays the caller's.
+        private: What the guest writes is the VM's own, and the memfd stays as it is (copy-on-write). Helper processes do
+            not see such memory: the VM can have neither a share nor a vsock by a helper.
+    """
+
+    fd: int
+    private: bool = False
+
+
 class VmSpec(msgspec.Struct, frozen=True, kw_only=True):
     """A VM to start.
 
@@ -113,6 +126,9 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True):
         directory: Runtime directory for sockets, pid and log files; exists, mode 0711.
         disks: Present from the start.
         cid: vsock context id; 0: no vsock.
+        memory: None: the driver makes it.
+        frozen: No guest is booted: one that was frozen is brought back with VirtualMachine.thaw(), which plugs in vsock and
+            disks, and resume(). Only for kernels of ours, with `memory`, and by drivers that can freeze.
     """
 
     id: str
@@ -121,6 +137,8 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True):
     directory: Path
     cid: int
     disks: list[Disk] = []
+    memory: GuestMemory | None = None
+    frozen: bool = False
 
 
 class VmHandle(msgspec.Struct, frozen=True, kw_only=True):
@@ -212,6 +230,24 @@ class VirtualMachine(Protocol):
             HypervisorError: The VM cannot become so large; nothing is half-done that a second call would not mend.
         """
 
+    async def freeze(self) -> bytes:
+        """Stop the guest for good; return its state, which with its memory (VmSpec.memory) is all there is to it.
+
+        What the guest does not use of its memory is given back to the host first. The guest must have nothing plugged in.
+
+        Raises:
+            HypervisorError: It cannot be frozen, by this driver or now.
+        """
+
+    async def thaw(self, state: bytes) -> None:
+        """Bring a frozen guest back in a VM that was started for it (VmSpec.frozen), by now with its memory.
+
+        The vsock and the disks of the VmSpec are plugged in. The guest stays stopped until resume().
+
+        Raises:
+            HypervisorError: The state is damaged, or of another machine.
+        """
+
     async def resume(self) -> None:
         """Let the guest run; it runs already: success."""
 
@@ -258,6 +294,16 @@ class VirtualMachine(Protocol):
 
 class Hypervisor(Protocol):
     """A driver."""
+
+    async def shape(self, spec: VmSpec) -> str:
+        """Return a digest of all that a frozen guest depends on: the host, the driver and its programs, the VM.
+
+        Returns:
+            The digest; empty: this driver freezes no guests.
+
+        Raises:
+            HypervisorError: A file that it depends on cannot be looked at.
+        """
 
     async def start(self, spec: VmSpec, record: Recorder) -> VirtualMachine:
         """Start a VM; returns when the hypervisor runs it, not when the guest is up.

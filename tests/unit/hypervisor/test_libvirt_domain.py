@@ -168,7 +168,7 @@ def test_a_kernel_of_ours_is_not_libvirts_business() -> None:
 
 
 def test_ports_stay_free_for_what_is_plugged_in_by_qmp() -> None:
-    for boot, wanted in ((KERNEL, 4), (FIRMWARE, 8)):
+    for boot, wanted in ((KERNEL, 8), (FIRMWARE, 8)):
         ports = [argument for argument in arguments(domain(boot)) if argument.startswith("pcie-root-port,")]
         ids = [port.split(",")[1] for port in ports]
         assert ids == [*(f"id=port{number}" for number in range(wanted)), "id=port-vsock"]

@@ -103,6 +103,10 @@ class LibvirtHypervisor:
         """Disconnect from libvirt; VMs go on."""
         await self._connection.close()
 
+    async def shape(self, spec: VmSpec) -> str:
+        """Return nothing: guests are not frozen here."""
+        return ""
+
     async def start(self, spec: VmSpec, record: Recorder) -> LibvirtVm:
         """Start a VM; one started by firmware is held until resume().
 

@@ -11,11 +11,13 @@ from vmruntime.hypervisor.helpers import SCREEN_SOCKET
 from vmruntime.hypervisor.interface import Accelerator, FirmwareBoot, KernelBoot, VmSpec
 from vmruntime.hypervisor.qemu.blockdev import OpenDisk, disk_arguments
 from vmruntime.hypervisor.qemu.cpu import smp_argument
-from vmruntime.hypervisor.qemu.machine_argv import MachineDescriptors, Parts, machine_parts
+from vmruntime.hypervisor.qemu.machine_argv import BALLOON, MachineDescriptors, Parts, machine_parts, root_ports
 from vmruntime.hypervisor.vsock import helper_directory
 from vmruntime.model.resources import VmSize
 
-HOTPLUG_PORTS = 4
+HOTPLUG_PORTS = 8
+"""For NICs, the share, more memory, and the vsock of a guest that was frozen without one."""
+
 MEMORY_BLOCK_MIB = 128
 MEMORY = "memory"
 
@@ -27,6 +29,7 @@ class Descriptors(msgspec.Struct, frozen=True, kw_only=True):
         qmp, console: Listening unix sockets.
         vsock: A connection to vhost-device-vsock, or /dev/vhost-vsock; None: no vsock.
         disks: Those of each disk of the VmSpec, in order.
+        memory: The memfd of the VmSpec.
         machine: Those of a machine that boots from its disk.
     """
 
@@ -35,6 +38,7 @@ class Descriptors(msgspec.Struct, frozen=True, kw_only=True):
     vsock: int | None
     vsock_native: bool
     disks: list[OpenDisk]
+    memory: int | None = None
     machine: MachineDescriptors | None = None
 
     def all(self) -> list[int]:
@@ -44,6 +48,7 @@ class Descriptors(msgspec.Struct, frozen=True, kw_only=True):
             self.console,
             *([] if self.vsock is None else [self.vsock]),
             *(fd for disk in self.disks for fd in disk.all()),
+            *([] if self.memory is None else [self.memory]),
             *([] if self.machine is None else self.machine.all()),
         ]
 
@@ -60,7 +65,6 @@ def qemu_argv(
         FailedPrecondition: QEMU has no such machine.
         InvalidArgument: A field of the VmSpec cannot be used.
     """
-    memory = f"{spec.size.memory_mib}M"
     parts = _parts(architecture, accelerator, spec, descriptors)
     return [
         qemu,
@@ -70,8 +74,7 @@ def qemu_argv(
         *("-cpu", parts.cpu),
         *("-smp", parts.smp),
         *("-m", _memory(spec.size)),
-        # vhost-user backends (vhost-device-vsock, virtiofsd) map the guest's memory, hence a shared memfd.
-        *("-object", f"memory-backend-memfd,id=ram,size={memory},share=on"),
+        *("-object", _base_memory(spec, descriptors)),
         *("-nodefaults", "-no-user-config", *parts.ending, "-display", "none", "-msg", "timestamp=on"),
         *("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"),
         *("-chardev", f"socket,id=qmp,fd={descriptors.qmp},server=on,wait=off"),
@@ -99,8 +102,8 @@ def _parts(architecture: Architecture, accelerator: Accelerator, spec: VmSpec, d
         cpu=architecture.cpu[accelerator.value],
         smp=smp_argument(spec.size),
         ending=["-no-reboot"],
-        boot=_kernel(spec.boot, architecture),
-        ports=_root_ports(),
+        boot=[*_kernel(spec.boot, architecture), *_balloon(), *(("-incoming", "defer") if spec.frozen else ())],
+        ports=root_ports(HOTPLUG_PORTS),
     )
 
 
@@ -128,6 +131,18 @@ def _memory(size: VmSize) -> str:
     # QEMU tells the maximum only where there are slots; virtio-mem takes none of them.
     more = f",slots=1,maxmem={size.memory_mib + growth}M" if growth else ""
     return f"size={size.memory_mib}M{more}"
+
+
+def _base_memory(spec: VmSpec, descriptors: Descriptors) -> str:
+    """Return the memory that the VM has from the start.
+
+    vhost-user backends (vhost-device-vsock, virtiofsd) map the guest's memory, hence a shared memfd.
+    """
+    size = f"id=ram,size={spec.size.memory_mib}M"
+    if spec.memory is None:
+        return f"memory-backend-memfd,{size},share=on"
+    share = "off" if spec.memory.private else "on"
+    return f"memory-backend-file,{size},mem-path=/proc/self/fd/{descriptors.memory},share={share}"
 
 
 def memory_backend(size_mib: int) -> dict[str, object]:
@@ -161,10 +176,6 @@ def _vsock(cid: int, descriptors: Descriptors) -> Sequence[str]:
     )
 
 
-def _root_ports() -> list[str]:
-    """NICs and shares are hot-plugged into these; PCIe has no hot-plug on the root bus itself."""
-    return [
-        argument
-        for port in range(HOTPLUG_PORTS)
-        for argument in ("-device", f"pcie-root-port,id=port{port},chassis={port + 1},slot={port + 1}")
-    ]
+def _balloon() -> Sequence[str]:
+    """Return the device through which a guest gives back what its programs have freed, by itself."""
+    return ("-device", f"virtio-balloon-pci,id={BALLOON},free-page-reporting=on,deflate-on-oom=on")

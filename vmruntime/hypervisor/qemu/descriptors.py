@@ -38,6 +38,7 @@ def open_descriptors(spec: VmSpec, stack: contextlib.ExitStack, vsock: int | Non
         vsock=vsock,
         vsock_native=native,
         disks=disks,
+        memory=None if spec.memory is None else spec.memory.fd,
         machine=_machine(spec.boot, spec.directory, stack) if isinstance(spec.boot, FirmwareBoot) else None,
     )
 

@@ -9,7 +9,10 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
+import msgspec
+
 from vmruntime import tracing
+from vmruntime.aio.beside import together
 from vmruntime.aio.detached import DetachedProcess
 from vmruntime.aio.pipeline import in_thread
 from vmruntime.errors import FailedPrecondition
@@ -21,7 +24,8 @@ from vmruntime.hypervisor.interface import Accelerator, FirmwareBoot, Recorder, 
 from vmruntime.hypervisor.qemu.argv import Descriptors, qemu_argv
 from vmruntime.hypervisor.qemu.descriptors import open_descriptors
 from vmruntime.hypervisor.qemu.monitor import Monitor
-from vmruntime.hypervisor.qemu.vm import QemuVm
+from vmruntime.hypervisor.qemu.shape import guest_shape
+from vmruntime.hypervisor.qemu.vm import QemuVm, Waiting
 from vmruntime.hypervisor.vsock import VHOST_VSOCK, hybrid_socket, tail_of
 
 MONITOR_TIMEOUT = 20.0
@@ -66,6 +70,8 @@ class QemuHypervisor:
             FailedPrecondition: This host, or QEMU by itself, cannot do it.
         """
         check_disks(spec.disks)
+        if spec.frozen:
+            return await self._start_frozen(spec, record)
         boot = spec.boot if isinstance(spec.boot, FirmwareBoot) else None
         async with contextlib.AsyncExitStack() as undo:
             with contextlib.ExitStack() as descriptors:
@@ -78,20 +84,40 @@ class QemuHypervisor:
                 )
                 process = await self._spawn(spec, inherited, record)
             undo.push_async_callback(process.end)
-            handle = VmHandle(
-                id=spec.id,
-                driver="qemu",
-                process=process.identity,
-                helpers=[helper.identity for helper in helpers.processes],
-                directory=str(spec.directory),
-                cid=spec.cid,
-                vsock=str(hybrid_socket(spec.directory)) if helpers.processes else "",
-                uuid="" if boot is None else boot.uuid,
-            )
-            vm = await self._connect(handle, process, helpers.processes)
+            vm = await self._connect(_handle(spec, process, helpers), process, helpers.processes)
             undo.push_async_callback(vm.close)
             if boot is not None and boot.vnc:
                 take_screen(spec.directory)
+            undo.pop_all()
+            return vm
+
+    async def shape(self, spec: VmSpec) -> str:
+        """Return a digest of QEMU and its arguments, the kernel and initramfs as files, and the host's processor."""
+        return await in_thread(lambda: guest_shape(self._qemu, self._architecture, self._accelerator, spec))
+
+    async def _start_frozen(self, spec: VmSpec, record: Recorder) -> QemuVm:
+        """Start a VM whose guest is brought back; its vsock's helper starts beside QEMU, which gets it later."""
+        native = self._transport is VsockTransport.NATIVE
+        bare = msgspec.structs.replace(spec, cid=0, disks=[])
+        async with contextlib.AsyncExitStack() as undo:
+            later = undo.enter_context(contextlib.ExitStack())
+            helpers = _Vsock([], None)
+            started: list[DetachedProcess] = []
+
+            async def start_helper() -> None:
+                nonlocal helpers
+                helpers = await self._start_vsock(spec, record, undo, later)
+
+            async def start_qemu() -> None:
+                with contextlib.ExitStack() as descriptors:
+                    inherited = await in_thread(lambda: open_descriptors(bare, descriptors, None, native=native))
+                    started.append(await self._spawn(bare, inherited, record))
+                undo.push_async_callback(started[0].end)
+
+            await together(start_helper(), start_qemu())
+            waiting = Waiting(disks=spec.disks, vsock=helpers.connection, native=native, closing=later)
+            handle = _handle(spec, started[0], helpers)
+            vm = await self._connect(handle, started[0], helpers.processes, waiting)
             undo.pop_all()
             return vm
 
@@ -139,9 +165,15 @@ class QemuHypervisor:
             pass_fds=descriptors.all(),
         )
 
-    async def _connect(self, handle: VmHandle, process: DetachedProcess, helpers: list[DetachedProcess]) -> QemuVm:
+    async def _connect(
+        self,
+        handle: VmHandle,
+        process: DetachedProcess,
+        helpers: list[DetachedProcess],
+        waiting: Waiting | None = None,
+    ) -> QemuVm:
         """Connect to the monitor and get to know the VM; when that fails, nothing stays connected."""
-        vm = QemuVm(handle, process, helpers, monitor := Monitor(handle.id[:13]))
+        vm = QemuVm(handle, process, helpers, monitor := Monitor(handle.id[:13]), waiting)
         try:
             await _answer(process, monitor, Path(handle.directory))
             await vm.open()
@@ -181,6 +213,19 @@ class _Vsock:
     def __init__(self, processes: list[DetachedProcess], connection: int | None) -> None:
         self.processes = processes
         self.connection = connection
+
+
+def _handle(spec: VmSpec, process: DetachedProcess, helpers: _Vsock) -> VmHandle:
+    return VmHandle(
+        id=spec.id,
+        driver="qemu",
+        process=process.identity,
+        helpers=[helper.identity for helper in helpers.processes],
+        directory=str(spec.directory),
+        cid=spec.cid,
+        vsock=str(hybrid_socket(spec.directory)) if helpers.processes else "",
+        uuid=spec.boot.uuid if isinstance(spec.boot, FirmwareBoot) else "",
+    )
 
 
 def find_qemu(configured: str, architecture: Architecture) -> str:

@@ -104,7 +104,7 @@ def machine_parts(
             *_tpm(descriptors.tpm, architecture),
             *_screen(boot, architecture, screen),
         ],
-        ports=_root_ports(),
+        ports=root_ports(MACHINE_PORTS),
     )
 
 
@@ -154,10 +154,11 @@ def _screen(boot: FirmwareBoot, architecture: Architecture, path: Path) -> Seque
     return ("-vnc", f"unix:{_escaped(str(path))}", *(word for name in devices for word in ("-device", name)))
 
 
-def _root_ports() -> list[str]:
+def root_ports(number: int) -> list[str]:
+    """Return ports that devices are hot-plugged into, at most eight; PCIe has no hot-plug on the root bus itself."""
     return [
         argument
-        for port in range(MACHINE_PORTS)
+        for port in range(number)
         for argument in (
             "-device",
             f"pcie-root-port,id=port{port},chassis={port + 1},addr={PORTS_SLOT}.{port:#x}"

@@ -59,6 +59,12 @@ class Monitor:
                 yield dict(event)
 
     @contextlib.contextmanager
+    def listening(self, *names: str) -> Iterator[Callable[[], Awaitable[Any]]]:
+        """Listen from now on for events of these names; the value waits for the next one."""
+        with self._client.listener(names) as listener:
+            yield listener.get
+
+    @contextlib.contextmanager
     def listen_deleted(self, device: str) -> Iterator[Callable[[float], Awaitable[bool]]]:
         """Listen from now on for the end of one device; the value waits for it, at most so many seconds."""
         with self._client.listener("DEVICE_DELETED") as listener:

@@ -33,6 +33,7 @@ UNPLUGGING = "already in the process of unplug"
 NO_NODE = "Failed to find node"
 IN_USE = "is in use"
 SHARE = "share"
+VSOCK = "vsock"
 
 
 class Devices:
@@ -166,6 +167,35 @@ class Devices:
             )
             undo.pop_all()
 
+    async def attach_vsock(self, cid: int, fd: int, *, native: bool) -> None:
+        """Hot-plug a vsock into a free root port; the descriptor stays the caller's.
+
+        Args:
+            cid: The guest's context id.
+            fd: /dev/vhost-vsock, or a connection to vhost-device-vsock.
+            native: It is the former.
+        """
+        async with contextlib.AsyncExitStack() as undo:
+            port = self._take_port(VSOCK)
+            undo.callback(self._ports.insert, 0, port)
+            await self._monitor.execute_with_fd("getfd", {"fdname": VSOCK}, fd)
+            undo.push_async_callback(self._quietly, "closefd", {"fdname": VSOCK})
+            device: dict[str, object] = {"id": f"at{port}-{VSOCK}", "bus": f"port{port}"}
+            if native:
+                device |= {"driver": "vhost-vsock-pci", "guest-cid": cid, "vhostfd": VSOCK}
+            else:
+                await self._add_backend(VSOCK, undo)
+                device |= {"driver": "vhost-user-vsock-pci", "chardev": VSOCK}
+            await self._monitor.execute("device_add", device)
+            undo.pop_all()
+
+    async def _add_backend(self, name: str, undo: contextlib.AsyncExitStack) -> None:
+        """Make a vhost-user backend of the descriptor with this name."""
+        address = {"type": "fd", "data": {"str": name}}
+        backend = {"type": "socket", "data": {"addr": address, "server": False}}
+        await self._monitor.execute("chardev-add", {"id": name, "backend": backend})
+        undo.push_async_callback(self._quietly, "chardev-remove", {"id": name})
+
     async def has_share(self) -> bool:
         """Whether the VM has a virtio-fs device."""
         return any(name.partition("-")[2] == SHARE for name in await self._plugged())
@@ -178,10 +208,7 @@ class Devices:
             undo.callback(self._ports.insert, 0, port)
             await self._monitor.execute_with_fd("getfd", {"fdname": SHARE}, backend_fd)
             undo.push_async_callback(self._quietly, "closefd", {"fdname": SHARE})
-            address = {"type": "fd", "data": {"str": SHARE}}
-            backend = {"type": "socket", "data": {"addr": address, "server": False}}
-            await self._monitor.execute("chardev-add", {"id": SHARE, "backend": backend})
-            undo.push_async_callback(self._quietly, "chardev-remove", {"id": SHARE})
+            await self._add_backend(SHARE, undo)
             device = {
                 "driver": "vhost-user-fs-pci",
                 "id": f"at{port}-{SHARE}",

@@ -8,6 +8,7 @@ from pathlib import Path
 from vmruntime.aio.detached import DetachedProcess, ProcessIdentity
 from vmruntime.aio.tasks import TaskScope
 from vmruntime.hypervisor.console import ConsoleFile, ConsoleLog
+from vmruntime.hypervisor.errors import HypervisorError
 from vmruntime.hypervisor.interface import Disk, Nic, VmEnd, VmHandle
 from vmruntime.hypervisor.qemu.balloon import balloon_stats, poll_balloon
 from vmruntime.hypervisor.qemu.endings import Endings
@@ -110,6 +111,14 @@ class QmpVm:
     async def resize(self, size: VmSize) -> None:
         """Plug in processors and memory."""
         await self._devices.resize(size)
+
+    async def freeze(self) -> bytes:
+        """Refuse: not every driver can."""
+        raise HypervisorError(f"the driver {self._handle.driver} freezes no guests")
+
+    async def thaw(self, state: bytes) -> None:
+        """Refuse: not every driver can."""
+        raise HypervisorError(f"the driver {self._handle.driver} freezes no guests")
 
     async def resume(self) -> None:
         """Let the guest run."""

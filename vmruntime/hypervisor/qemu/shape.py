@@ -1,0 +1,59 @@
+"""What the state of a frozen guest depends on."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import msgspec
+
+from vmruntime.hypervisor.devices import Architecture
+from vmruntime.hypervisor.errors import HypervisorError
+from vmruntime.hypervisor.interface import Accelerator, GuestMemory, KernelBoot, VmSpec
+from vmruntime.hypervisor.qemu.argv import Descriptors, qemu_argv
+
+CPU_LINES = (
+    "vendor_id",
+    "cpu family",
+    "model",
+    "stepping",
+    "microcode",
+    "flags",
+    "CPU implementer",
+    "CPU part",
+    "Features",
+)
+"""Of /proc/cpuinfo: a guest that saw a processor's features must not wake up on another one."""
+
+
+def guest_shape(qemu: str, architecture: Architecture, accelerator: Accelerator, spec: VmSpec) -> str:
+    """Return a digest of QEMU, its arguments but for what is each VM's own, the guest's files and the processor. Blocks.
+
+    Raises:
+        HypervisorError: A file cannot be looked at.
+    """
+    assert isinstance(spec.boot, KernelBoot)
+    own = {"id": "0" * 64, "cid": 0, "disks": [], "directory": Path("/"), "memory": GuestMemory(fd=5), "frozen": False}
+    same = msgspec.structs.replace(spec, **own)
+    descriptors = Descriptors(qmp=3, console=4, vsock=None, vsock_native=False, disks=[], memory=5)
+    parts = [
+        *qemu_argv(qemu, architecture, accelerator, same, descriptors),
+        *(_identity(path) for path in (Path(qemu), spec.boot.kernel, spec.boot.initramfs)),
+        *_processor(),
+    ]
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
+def _identity(path: Path) -> str:
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise HypervisorError(f"{path} cannot be looked at: {error.strerror}") from error
+    return (
+        f"{path.resolve()} {status.st_dev} {status.st_ino} {status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}"
+    )
+
+
+def _processor() -> list[str]:
+    lines = Path("/proc/cpuinfo").read_text().partition("\n\n")[0].splitlines()
+    return [line for line in lines if line.partition("\t")[0].rstrip() in CPU_LINES]
