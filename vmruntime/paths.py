@@ -67,6 +67,11 @@ class Paths:
         return self.root / "pods"
 
     @property
+    def templates(self) -> Path:
+        """Frozen guests, a directory each."""
+        return self.root / "templates"
+
+    @property
     def cni_cache(self) -> Path:
         """CNI results by sandbox and interface, for DEL."""
         return self.root / "cni"

@@ -30,6 +30,8 @@ AGENT = os.environ.get("VMRUNTIME_AGENT", "")
 class Daemon:
     """A `vmruntime serve` with its own directories, network and parent cgroup; the guest is the installed one.
 
+    No VMs wait for pods, so that what a test sees is its own.
+
     Attributes:
         base: Everything of it is below here.
         footprint: Where the leak check looks.
@@ -65,6 +67,7 @@ class Daemon:
             "run": str(self.run),
             "cgroup_parent": f"/{name}",
             "guest": {"directory": GUEST},
+            "start": {"source": "template"},
             "host": {"agent": AGENT},
             "log": {"level": "debug"},
         }

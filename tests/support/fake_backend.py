@@ -96,6 +96,11 @@ class FakeSandbox:
         """Milliseconds of each step."""
         return self._phases
 
+    @property
+    def source(self) -> str:
+        """Nowhere."""
+        return ""
+
     def facts(self) -> dict[str, str | int | bool]:
         """Return nothing."""
         return {}

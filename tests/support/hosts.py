@@ -11,11 +11,11 @@ import shutil
 import struct
 import subprocess
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 
 from tests.support import leaks
-from vmruntime.config.settings import GuestSettings, HypervisorSettings, Settings
+from vmruntime.config.settings import GuestSettings, HypervisorSettings, Settings, StartSettings
 from vmruntime.hypervisor.devices import host_architecture
 from vmruntime.hypervisor.interface import Accelerator, Hypervisor
 from vmruntime.hypervisor.libvirt.driver import LibvirtHypervisor, open_libvirt
@@ -23,6 +23,7 @@ from vmruntime.hypervisor.libvirt.place import embedded_uri
 from vmruntime.hypervisor.qemu.driver import QemuHypervisor, find_qemu
 from vmruntime.hypervisor.vsock import choose_transport, find_vsock
 from vmruntime.model.sandbox import Sandbox, SandboxMetadata, SandboxSpec, SandboxState
+from vmruntime.network.tap import SpareTap
 from vmruntime.paths import Paths
 from vmruntime.sandboxes.cgroup import HostCgroups
 from vmruntime.sandboxes.container_vm import ContainerVmBackend
@@ -31,6 +32,7 @@ from vmruntime.store.database import Database
 from vmruntime.store.records import Ledger
 
 GUEST = Path(os.environ.get("VMRUNTIME_GUEST", "/var/lib/vmruntime/guest"))
+COLD = StartSettings(source="cold")
 APPLETS = ("sh", "cat", "echo", "false", "head", "hostname", "id", "kill", "ls", "sleep", "true", "uname", "yes", "dd")
 
 
@@ -50,6 +52,8 @@ class Host:
         guest: Path = GUEST,
         boot_timeout: float = 60.0,
         cgroups: HostCgroups | None = None,
+        start: StartSettings = COLD,
+        new_tap: Callable[[], Awaitable[SpareTap]] | None = None,
     ) -> None:
         paths = Paths(base / "root", base / "run")
         paths.sandboxes.mkdir(parents=True, exist_ok=True)
@@ -58,13 +62,14 @@ class Host:
             run=str(paths.run),
             cgroup_parent=f"/{base.name}",
             guest=GuestSettings(directory=str(guest)),
+            start=start,
             hypervisor=HypervisorSettings(boot_timeout=boot_timeout),
         )
         self.paths = paths
         self.database = database
         self.owned = OwnedResources(Ledger(database), cgroups or HostCgroups.detect())
         self.hypervisor = hypervisor
-        self.backend = ContainerVmBackend(hypervisor, self.owned, paths, settings, 16384)
+        self.backend = ContainerVmBackend(hypervisor, self.owned, paths, settings, 16384, new_tap=new_tap)
 
 
 @contextlib.asynccontextmanager
@@ -75,13 +80,25 @@ async def open_host(
     guest: Path = GUEST,
     boot_timeout: float = 60.0,
     cgroups: HostCgroups | None = None,
+    start: StartSettings = COLD,
+    new_tap: Callable[[], Awaitable[SpareTap]] | None = None,
 ) -> AsyncIterator[Host]:
     """Yield a host; afterwards nothing may be left in its ledger."""
     database = await Database.open(base / "db")
-    host = Host(base, database, hypervisor, guest=guest, boot_timeout=boot_timeout, cgroups=cgroups)
+    host = Host(
+        base,
+        database,
+        hypervisor,
+        guest=guest,
+        boot_timeout=boot_timeout,
+        cgroups=cgroups,
+        start=start,
+        new_tap=new_tap,
+    )
     try:
         yield host
     finally:
+        await host.backend.close()
         left = await host.owned.ledger.all()
         for resource in left:
             await host.owned.release(resource.owner)
@@ -155,10 +172,11 @@ def open_tap() -> int:
     return fd
 
 
-def sandbox(identifier: str) -> Sandbox:
+def sandbox(identifier: str, spec: SandboxSpec | None = None) -> Sandbox:
     """Return the record of a sandbox that is being created."""
     metadata = SandboxMetadata(name="vm-test", uid=identifier, namespace="test")
-    return Sandbox(id=identifier, spec=SandboxSpec(metadata=metadata), state=SandboxState.CREATING, created_at=1)
+    spec = spec or SandboxSpec(metadata=metadata)
+    return Sandbox(id=identifier, spec=spec, state=SandboxState.CREATING, created_at=1)
 
 
 def footprint(base: Path) -> leaks.Footprint:

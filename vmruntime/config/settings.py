@@ -54,6 +54,20 @@ class GuestSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     kernel_args: str = ""
 
 
+class StartSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The [start] table: where container pods get their booted guests.
+
+    Attributes:
+        source: "auto": a VM that waits for a pod, else a guest brought back from a template, else one that boots;
+            "template": no VMs wait; "cold": all boot.
+        warm: How many VMs wait for pods; "auto": as many as processors, at most four, and no more than 2 % of the host's
+            memory has room for. None do while the host is short of memory.
+    """
+
+    source: Literal["auto", "template", "cold"] = "auto"
+    warm: Annotated[int, Meta(ge=0, le=64)] | Literal["auto"] = "auto"
+
+
 class ImageSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The [images] table.
 
@@ -191,6 +205,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     cdi_spec_dirs: list[str] = msgspec.field(default_factory=lambda: ["/etc/cdi", "/var/run/cdi"])
     hypervisor: HypervisorSettings = HypervisorSettings()
     guest: GuestSettings = GuestSettings()
+    start: StartSettings = StartSettings()
     images: ImageSettings = ImageSettings()
     network: NetworkSettings = NetworkSettings()
     volumes: VolumeSettings = VolumeSettings()

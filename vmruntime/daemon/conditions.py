@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import msgspec
@@ -24,7 +25,22 @@ class _Guest(msgspec.Struct):
 class DaemonConditions:
     """Implements cri.ports.Conditions."""
 
-    def __init__(self, settings: Settings, network: PodNetworks, hypervisor: Driver) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        network: PodNetworks,
+        hypervisor: Driver,
+        start_state: Callable[[], Mapping[str, object]] = dict,
+    ) -> None:
+        """Take what is asked.
+
+        Args:
+            settings: The configuration.
+            network: Pod networks.
+            hypervisor: The driver of container pods.
+            start_state: Says which templates and warm VMs there are.
+        """
+        self._start_state = start_state
         self._settings = settings
         self._network = network
         self._hypervisor = hypervisor
@@ -68,6 +84,7 @@ class DaemonConditions:
         return {
             "version": json.dumps(__version__),
             "hypervisor": json.dumps(hypervisor),
+            "start": json.dumps(self._start_state()),
             "config": msgspec.json.encode(self._settings).decode(),
         }
 

@@ -13,7 +13,7 @@ import msgspec
 import structlog
 
 from vmruntime.clock import SystemClock
-from vmruntime.config.settings import Settings
+from vmruntime.config.settings import Settings, StartSettings
 from vmruntime.cri.server import CriServer
 from vmruntime.daemon import image_pods
 from vmruntime.daemon.access import check_passage
@@ -31,7 +31,7 @@ from vmruntime.daemon.readiness import notify
 from vmruntime.daemon.tracing import tracing_to
 from vmruntime.errors import FailedPrecondition
 from vmruntime.hypervisor.devices import host_architecture
-from vmruntime.hypervisor.interface import Accelerator
+from vmruntime.hypervisor.interface import Accelerator, VsockTransport
 from vmruntime.hypervisor.qemu.driver import QemuHypervisor, find_qemu
 from vmruntime.hypervisor.vsock import choose_transport, find_vsock
 from vmruntime.ids import new_id
@@ -43,6 +43,7 @@ from vmruntime.network.service import NetworkService
 from vmruntime.paths import Paths
 from vmruntime.pods.context import Context, Hooks
 from vmruntime.pods.machines import MachineControl
+from vmruntime.pods.oci.rehearsal import rehearsal_spec
 from vmruntime.pods.recovery import recover
 from vmruntime.pods.registry import Registry
 from vmruntime.pods.service import PodService
@@ -127,7 +128,16 @@ async def _start(settings: Settings, paths: Paths, parts: Parts, stack: contextl
     owned.add_releaser(ResourceKind.NETWORK, release_network)
     owned.add_releaser(ResourceKind.SHARE, release_share)
     hypervisor = parts.hypervisor or await _hypervisor(settings, paths, owned, Facts(database))
-    backend = ContainerVmBackend(hypervisor, owned, paths, settings, _host_memory_mib())
+    backend = ContainerVmBackend(
+        hypervisor,
+        owned,
+        paths,
+        settings,
+        _host_memory_mib(),
+        new_tap=network.spare_tap,
+        rehearsal=rehearsal_spec(),
+        can_share_memory=hypervisor.transport is VsockTransport.NATIVE,
+    )
     backends: dict[SandboxKind, SandboxBackend] = {SandboxKind.CONTAINER: backend}
     image_host = image_pods.Host(
         settings=settings,
@@ -150,6 +160,7 @@ async def _start(settings: Settings, paths: Paths, parts: Parts, stack: contextl
         images=images,
         clock=clock,
         new_id=new_id,
+        spares=backend,
         paths=paths,
         load_profile=load_profile,
         load_cdi=lambda: load_cdi_specs(settings.cdi_spec_dirs),
@@ -157,6 +168,8 @@ async def _start(settings: Settings, paths: Paths, parts: Parts, stack: contextl
     )
     stack.push_async_callback(_let_go, context)
     await recover(context)
+    stack.push_async_callback(backend.close)
+    await backend.open()
     await machines.sweep({sandbox.id for sandbox in registry.sandboxes(hidden=True)})
     if settings.images.prune_after_days:
         context.scope.start(prune_old(images, settings.images.prune_after_days), "unused images")
@@ -171,7 +184,7 @@ async def _start(settings: Settings, paths: Paths, parts: Parts, stack: contextl
         pods=pods,
         images=DaemonImages(images),
         machines=MachineControl(context),
-        conditions=DaemonConditions(settings, network, hypervisor),
+        conditions=DaemonConditions(settings, network, hypervisor, backend.start_state),
         streams=streaming,
         node_network=network,
         settings=settings,
@@ -223,7 +236,7 @@ async def _hypervisor(settings: Settings, paths: Paths, owned: OwnedResources, f
 
     def trial() -> ContainerVmBackend:
         impatient = msgspec.structs.replace(wanted, boot_timeout=PROOF_SECONDS)
-        trial_settings = msgspec.structs.replace(settings, hypervisor=impatient)
+        trial_settings = msgspec.structs.replace(settings, hypervisor=impatient, start=StartSettings(source="cold"))
         return ContainerVmBackend(driver(Accelerator.KVM), owned, paths, trial_settings, _host_memory_mib())
 
     kernel = settings.guest_directory / "vmlinuz"

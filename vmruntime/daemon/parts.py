@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from vmruntime.hypervisor.interface import Accelerator, Hypervisor, VsockTransport
+from vmruntime.network.tap import SpareTap
 from vmruntime.pods.ports import Network
 from vmruntime.sandboxes.cgroup import HostCgroups
 
@@ -25,6 +26,9 @@ class Driver(Hypervisor, Protocol):
 
 class PodNetworks(Network, Protocol):
     """Pod networks that say whether they work."""
+
+    async def spare_tap(self) -> SpareTap:
+        """Make a tap that is no pod's yet."""
 
     async def ready(self) -> tuple[bool, str]:
         """Return whether pods can get an address, and why not."""

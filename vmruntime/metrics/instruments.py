@@ -29,6 +29,12 @@ START_PHASES = Histogram(
     buckets=SECONDS,
     registry=REGISTRY,
 )
+STARTS = Counter(
+    "vmruntime_sandbox_starts_total",
+    "Sandboxes that started, by where their guest came from: warm, template, cold, or none of these",
+    ["source"],
+    registry=REGISTRY,
+)
 LOOP_LAG = Histogram(
     "vmruntime_event_loop_lag_seconds",
     "How late tasks of the daemon came to their turn, sampled",
@@ -60,8 +66,14 @@ for _outcome in ("adopted", "gone"):
     RECOVERED.labels(_outcome)
 
 
-def observe_start(phases: dict[str, float]) -> None:
-    """Count one sandbox's start; phases in milliseconds."""
+def observe_start(phases: dict[str, float], source: str) -> None:
+    """Count one sandbox's start.
+
+    Args:
+        phases: In milliseconds.
+        source: Where its guest came from; empty: it has none.
+    """
+    STARTS.labels(source or "none").inc()
     for phase, milliseconds in phases.items():
         START_PHASES.labels(phase).observe(milliseconds / 1000)
 

@@ -17,6 +17,8 @@ class ResourceKind(enum.Enum):
     CID = "cid"
     SHARE = "share"
     MACHINE = "machine"
+    SPARE = "spare"
+    """Nothing by itself: its owner is a VM that is no pod's yet, and ends with the daemon."""
 
 
 class Resource(msgspec.Struct, frozen=True, kw_only=True):

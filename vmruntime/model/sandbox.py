@@ -224,6 +224,7 @@ class Sandbox(msgspec.Struct, frozen=True, kw_only=True):
         network: None until CNI answered, and for host-network pods.
         kernel: Release of the guest's kernel, once it answered.
         phases: Milliseconds each step of the start took, in order.
+        source: Where its guest came from: cold, template or warm; empty for other kinds than container pods.
     """
 
     id: str
@@ -234,3 +235,4 @@ class Sandbox(msgspec.Struct, frozen=True, kw_only=True):
     network: PodNetwork | None = None
     kernel: str = ""
     phases: dict[str, float] = {}
+    source: str = ""

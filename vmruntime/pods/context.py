@@ -12,12 +12,12 @@ from vmruntime.aio.tasks import Shared, TaskScope
 from vmruntime.clock import Clock
 from vmruntime.errors import FailedPrecondition
 from vmruntime.hypervisor.errors import VmHeld
-from vmruntime.model.sandbox import Sandbox, SandboxKind, SandboxState
+from vmruntime.model.sandbox import Sandbox, SandboxKind, SandboxSpec, SandboxState
 from vmruntime.paths import Paths
 from vmruntime.pods.log_pump import LogPump
 from vmruntime.pods.oci.cdi import CdiSpecs
 from vmruntime.pods.oci.hooks import Hook
-from vmruntime.pods.ports import Images, Network
+from vmruntime.pods.ports import Images, Network, Spares
 from vmruntime.pods.registry import Registry
 from vmruntime.sandboxes.interface import RunningSandbox, SandboxBackend
 from vmruntime.sandboxes.ledger import OwnedResources
@@ -88,6 +88,7 @@ class Context:
 
     Attributes:
         load_cdi: Reads the CDI files of this host; it blocks.
+        spares: What waits for container pods.
         live: Running sandboxes by id.
         held: Running sandboxes that could not be taken over yet, by id, and why.
         handover: Ids of sandboxes and containers whose creator went away before it was told of them.
@@ -103,12 +104,22 @@ class Context:
     paths: Paths
     load_profile: Callable[[str], bytes]
     load_cdi: Callable[[], CdiSpecs] = CdiSpecs
+    spares: Spares | None = None
     hooks: Hooks = dataclasses.field(default_factory=Hooks)
     scope: TaskScope = dataclasses.field(default_factory=lambda: TaskScope("pods"))
     locks: Locks = dataclasses.field(default_factory=Locks)
     live: dict[str, Live] = dataclasses.field(default_factory=dict)
     held: dict[str, str] = dataclasses.field(default_factory=dict)
     handover: set[str] = dataclasses.field(default_factory=set)
+
+    def id_for(self, spec: SandboxSpec) -> str:
+        """Return the id of a new sandbox: that of a VM which waits for such a one, or any.
+
+        Raises:
+            InvalidArgument: This host could never hold it.
+        """
+        claimed = self.spares.claim(spec) if self.spares is not None and spec.kind is SandboxKind.CONTAINER else None
+        return claimed or self.new_id()
 
     @property
     def shared(self) -> Shared:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 from vmruntime.model.image import DiskImage, Image, Layer
-from vmruntime.model.sandbox import PodNetwork, Sandbox
+from vmruntime.model.sandbox import PodNetwork, Sandbox, SandboxSpec
 from vmruntime.network.tap import SpareTap
 
 
@@ -60,6 +60,23 @@ class Network(Protocol):
 
     async def collect(self, keep: Collection[str]) -> None:
         """Release the networks of all sandboxes but these; nothing may be added meanwhile."""
+
+
+class Spares(Protocol):
+    """VMs that are up before their pods are known, and NICs that are plugged in before CNI has answered."""
+
+    def claim(self, spec: SandboxSpec) -> str | None:
+        """Return the id that a new sandbox is to have, because a VM waits under it; None: any.
+
+        Raises:
+            InvalidArgument: This host could never hold it.
+        """
+
+    async def tap(self, sandbox_id: str) -> SpareTap | None:
+        """Return the tap of the sandbox's first NIC, which start() of the backend plugs in; it is the caller's to close."""
+
+    async def drop(self, sandbox_id: str) -> None:
+        """Let go of what was kept for a sandbox that does not start; nothing: success."""
 
 
 class Images(Protocol):

@@ -19,6 +19,7 @@ from vmruntime.hypervisor.errors import VmHeld
 from vmruntime.metrics.instruments import LEAKS, RECOVERED
 from vmruntime.model.container import Container, ContainerState
 from vmruntime.model.image import layer_serial
+from vmruntime.model.ledger import ResourceKind
 from vmruntime.model.sandbox import Sandbox, SandboxState
 from vmruntime.pods.container_remove import delete_in_guest, forget_container
 from vmruntime.pods.context import Context, Live
@@ -257,8 +258,12 @@ async def _drop_unfinished(context: Context, sandbox_id: str) -> None:
 
 async def _release_ownerless(context: Context) -> None:
     known = {sandbox.id for sandbox in context.registry.sandboxes(hidden=True)}
-    owners = {resource.owner for resource in await context.owned.ledger.all()} - known - {""}
-    for owner in owners:
-        log.warning("releasing what nobody owns", owner=owner)
-        LEAKS.inc()
+    resources = await context.owned.ledger.all()
+    spares = {resource.owner for resource in resources if resource.kind is ResourceKind.SPARE}
+    for owner in {resource.owner for resource in resources} - known - {""}:
+        if owner in spares:
+            log.info("ending a VM that waited for a pod under an earlier daemon", owner=owner)
+        else:
+            log.warning("releasing what nobody owns", owner=owner)
+            LEAKS.inc()
         await release_or_retry(context, owner)

@@ -19,6 +19,7 @@ from vmruntime.errors import AlreadyExists, FailedPrecondition, VmruntimeError
 from vmruntime.metrics.instruments import observe_start
 from vmruntime.model.ledger import Resource, ResourceKind
 from vmruntime.model.sandbox import Dns, NamespaceMode, PodNetwork, Sandbox, SandboxKind, SandboxSpec, SandboxState
+from vmruntime.network.tap import SpareTap
 from vmruntime.pods.context import Context, Live
 from vmruntime.pods.leftovers import release_or_retry
 from vmruntime.pods.monitor import now_or_later, watch
@@ -42,7 +43,7 @@ async def run_sandbox(context: Context, spec: SandboxSpec) -> str:
             if other.spec.metadata.key == key:
                 note_pod(other.id, other.spec)
                 return _hand_over(context, other, spec)
-        sandbox_id = context.new_id()
+        sandbox_id = context.id_for(spec)
         held = stack.pop_all()
 
         async def create() -> None:
@@ -88,9 +89,7 @@ async def _start(context: Context, sandbox: Sandbox, began: float) -> None:
     before_setup = time.monotonic()
     async with vm_end_told(running):
         try:
-            with tracing.span("sandbox.nic"):
-                for nic, tap in zip(network.interfaces if taps else [], taps, strict=True):
-                    await running.attach_nic(nic, tap.fd)
+            await _attach_nics(network, taps, running)
         finally:
             for tap in taps:
                 tap.close()
@@ -100,11 +99,30 @@ async def _start(context: Context, sandbox: Sandbox, began: float) -> None:
     now = time.monotonic()
     phases = running.phases | {"setup": (now - before_setup) * 1000, "total": (now - began) * 1000}
     await context.registry.change_sandbox(
-        sandbox.id, state=SandboxState.READY, network=network, kernel=running.hello.kernel, phases=phases
+        sandbox.id,
+        state=SandboxState.READY,
+        network=network,
+        kernel=running.hello.kernel,
+        phases=phases,
+        source=running.source,
     )
     watch(context, sandbox.id, live)
-    observe_start(phases)
-    log.info("sandbox ready", sandbox=sandbox.id, pod=sandbox.spec.metadata.name, milliseconds=round(phases["total"]))
+    observe_start(phases, running.source)
+    log.info(
+        "sandbox ready",
+        sandbox=sandbox.id,
+        pod=sandbox.spec.metadata.name,
+        source=running.source,
+        milliseconds=round(phases["total"]),
+    )
+
+
+async def _attach_nics(network: PodNetwork, taps: Sequence[Tap], running: RunningSandbox) -> None:
+    """Plug in the NICs that the sandbox does not have yet: the first one it may have got with its VM."""
+    missing = [nic for nic in network.interfaces if not nic.device_mac] if taps else []
+    for nic, tap in zip(missing, taps, strict=True):
+        with tracing.span("sandbox.nic"):
+            await running.attach_nic(nic, tap.fd)
 
 
 def _check_user_namespace(sandbox: Sandbox, running: RunningSandbox) -> None:
@@ -124,10 +142,11 @@ async def _network_beside_vm(context: Context, sandbox: Sandbox) -> tuple[PodNet
     if sandbox.spec.kind is not SandboxKind.CONTAINER:
         return await _network_then_agent(context, sandbox)
     taps: list[Tap] = []
+    spare = await context.spares.tap(sandbox.id) if context.spares is not None else None
 
     async def network() -> PodNetwork:
         began = time.monotonic()
-        pod_network, opened = await _add_network(context, sandbox)
+        pod_network, opened = await _add_network(context, sandbox, spare)
         taps.extend(opened)
         spent["cni"] = (time.monotonic() - began) * 1000
         return pod_network
@@ -153,6 +172,9 @@ async def _network_beside_vm(context: Context, sandbox: Sandbox) -> tuple[PodNet
         if isinstance(errors, BaseExceptionGroup):
             raise _first(errors) from None
         raise
+    finally:
+        if spare is not None:
+            spare.close()
     starting.result().phases.update(spent)
     return adding.result(), taps, starting.result()
 
@@ -166,10 +188,12 @@ async def _network_then_agent(context: Context, sandbox: Sandbox) -> tuple[PodNe
         return network, [], await context.backend(sandbox).start(sandbox)
 
 
-async def _add_network(context: Context, sandbox: Sandbox) -> tuple[PodNetwork, Sequence[Tap]]:
+async def _add_network(
+    context: Context, sandbox: Sandbox, spare: SpareTap | None = None
+) -> tuple[PodNetwork, Sequence[Tap]]:
     with tracing.span("sandbox.network"):
         await context.owned.ledger.record(Resource(owner=sandbox.id, kind=ResourceKind.NETWORK, key=sandbox.id))
-        return await context.network.add(sandbox)
+        return await context.network.add(sandbox, spare)
 
 
 def _first(errors: BaseExceptionGroup[BaseException]) -> BaseException:
@@ -213,6 +237,8 @@ async def _undo(context: Context, sandbox: Sandbox) -> None:
             await live.running.close()
         except Exception:  # whatever it is, the rest must go and the name be free again
             log.exception("clean-up left something behind", sandbox=sandbox.id)
+    if context.spares is not None:
+        await context.spares.drop(sandbox.id)
     await release_or_retry(context, sandbox.id)
     drop = functools.partial(context.registry.drop_sandbox, sandbox.id)
     await now_or_later(context, drop, sandbox=sandbox.id)

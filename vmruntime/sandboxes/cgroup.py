@@ -21,6 +21,9 @@ V1_CONTROLLERS = frozenset({"cpu", "cpuacct", "memory", "pids", "blkio", "freeze
 """cpuset is left out: a v1 cpuset takes no process until its CPUs are set, and kubelet's parent already limits them."""
 
 
+CPU_SHARES = {"cpu.weight": (1, 100), "cpu.shares": (2, 1024)}
+"""The least and the usual value, of cgroup version 2 (cgroup-v2.rst) and 1."""
+
 UNIFIED = Path("/sys/fs/cgroup/unified")
 """Where hosts with both versions of cgroups mount version 2."""
 
@@ -93,6 +96,10 @@ class HostCgroups:
         """Move a process into a cgroup."""
         await in_thread(lambda: self._add(path, pid))
 
+    async def set_low(self, path: str, *, low: bool) -> None:
+        """Give a cgroup's processes the least share of the processors, or the usual one; a host may have none to set."""
+        await in_thread(lambda: self._set_low(path, low=low))
+
     async def memory_limit(self, path: str) -> int | None:
         """Return the lowest limit of a cgroup and those above it, in bytes; None: there is none."""
         return await in_thread(lambda: _memory_limit(self._hierarchies, path))
@@ -122,6 +129,13 @@ class HostCgroups:
                 (hierarchy / path / "cgroup.procs").write_text(str(pid))
             except OSError as error:
                 raise Internal(f"process {pid} cannot enter {hierarchy / path}: {error.strerror}") from error
+
+    def _set_low(self, path: str, *, low: bool) -> None:
+        for hierarchy in self._hierarchies:
+            for name, (least, usual) in CPU_SHARES.items():
+                file = hierarchy / path / name
+                with contextlib.suppress(OSError):  # a file that cgroupfs does not have cannot be made
+                    file.write_text(str(least if low else usual))
 
     def _remove(self, path: str) -> bool:
         gone = True

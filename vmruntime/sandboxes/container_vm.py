@@ -3,78 +3,54 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import os
-import time
 from collections.abc import Awaitable, Callable, Sequence
-from pathlib import Path
 
 import structlog
 
 from vmruntime import tracing
 from vmruntime.agent.client import AgentClient
-from vmruntime.agent.errors import AgentError, AgentGone
-from vmruntime.agent.interface import AGENT_PORT, AgentHello, GuestDevice
-from vmruntime.agent.relay import Dialer, HybridDialer, Relay, VsockDialer
+from vmruntime.agent.errors import AgentError
+from vmruntime.agent.interface import AgentHello, GuestDevice
 from vmruntime.aio.detached import ProcessIdentity
 from vmruntime.config.settings import Settings
-from vmruntime.errors import FailedPrecondition
 from vmruntime.hypervisor.errors import BootFailed, VmGone, VmHeld
-from vmruntime.hypervisor.interface import (
-    Disk,
-    Hypervisor,
-    KernelBoot,
-    Nic,
-    VirtualMachine,
-    VmHandle,
-    VmSpec,
-)
+from vmruntime.hypervisor.interface import Disk, Hypervisor, Nic, VirtualMachine, VmHandle
 from vmruntime.hypervisor.vsock import hybrid_socket
+from vmruntime.ids import new_id
 from vmruntime.model.container import Device, Mount
 from vmruntime.model.ledger import ResourceKind
 from vmruntime.model.resources import LinuxResources, VmSize
-from vmruntime.model.sandbox import NetworkInterface, Sandbox
+from vmruntime.model.sandbox import NetworkInterface, Sandbox, SandboxSpec
 from vmruntime.model.stats import HostUsage
+from vmruntime.network.tap import SpareTap
 from vmruntime.paths import Paths
 from vmruntime.sandboxes import scratch
-from vmruntime.sandboxes.guest_answers import console_words, dial_until_answer, until_not_held, why_silent
+from vmruntime.sandboxes.guest_answers import until_not_held
 from vmruntime.sandboxes.interface import LayerDisk, Published, RecordSerials, guest_device
 from vmruntime.sandboxes.ledger import OwnedResources, process_identity
 from vmruntime.sandboxes.placement import choose_cgroup, recorder
-from vmruntime.sandboxes.size import size_for
+from vmruntime.sandboxes.size import size_for, usual_size
+from vmruntime.sandboxes.sources.guest import Guest, reach
+from vmruntime.sandboxes.sources.service import GuestSources
+from vmruntime.sandboxes.sources.template import template_size
 from vmruntime.sandboxes.vm_devices import as_attached, block_disk
-from vmruntime.sandboxes.vm_volumes import SHARE_ROLE, VmVolumes
+from vmruntime.sandboxes.vm_volumes import SHARE_ROLE, VmVolumes, may_share
 
 log = structlog.get_logger(__name__)
 
-READY_LINE = "vmruntime-agent: ready"
 ADOPT_TIMEOUT = 10.0
-BOOTS_PER_PROCESSOR = 4
-"""More at once would not be up sooner, and a node that starts all its pods would run each of them into boot_timeout."""
 HELPER_ROLES = ("vsock", SHARE_ROLE)
 
 
 class ContainerVm:
     """A booted guest with its agent; implements sandboxes.interface.RunningSandbox."""
 
-    def __init__(
-        self,
-        vm: VirtualMachine,
-        relay: Relay,
-        agent: AgentClient,
-        hello: AgentHello,
-        *,
-        volumes: VmVolumes,
-        phases: dict[str, float],
-        attached: set[str],
-    ) -> None:
-        self._vm = vm
-        self._relay = relay
-        self._agent = agent
-        self._hello = hello
+    def __init__(self, guest: Guest, volumes: VmVolumes) -> None:
+        self._guest = guest
+        self._vm = guest.vm
+        self._agent = guest.agent
         self._volumes = volumes
-        self._phases = phases
-        self._attached = attached
+        self._attached = guest.attached
         self._attaching = asyncio.Lock()
 
     @property
@@ -85,7 +61,7 @@ class ContainerVm:
     @property
     def hello(self) -> AgentHello:
         """What the agent said when it was first reached."""
-        return self._hello
+        return self._guest.hello
 
     @property
     def scratch_serial(self) -> str:
@@ -94,8 +70,13 @@ class ContainerVm:
 
     @property
     def phases(self) -> dict[str, float]:
-        """Milliseconds: vsock and QEMU until the monitor answers, then until the agent answers."""
-        return self._phases
+        """Milliseconds that each step of the guest's source took."""
+        return self._guest.phases
+
+    @property
+    def source(self) -> str:
+        """Where the guest came from."""
+        return self._guest.source
 
     def facts(self) -> dict[str, str | int | bool]:
         """Return why the VM is held, if it is: the sandbox's record has all the rest."""
@@ -185,23 +166,76 @@ class ContainerVm:
 
     async def close(self) -> None:
         """Disconnect; the VM goes on."""
-        await self._agent.close()
-        await self._relay.close()
-        await self._vm.close()
+        await self._guest.close()
 
 
 class ContainerVmBackend:
     """Implements sandboxes.interface.SandboxBackend with a VM a pod."""
 
     def __init__(
-        self, hypervisor: Hypervisor, owned: OwnedResources, paths: Paths, settings: Settings, host_memory_mib: int
+        self,
+        hypervisor: Hypervisor,
+        owned: OwnedResources,
+        paths: Paths,
+        settings: Settings,
+        host_memory_mib: int,
+        *,
+        new_id: Callable[[], str] = new_id,
+        new_tap: Callable[[], Awaitable[SpareTap]] | None = None,
+        rehearsal: bytes = b"",
+        can_share_memory: bool = False,
     ) -> None:
+        """Start nothing yet; see GuestSources for the arguments."""
         self._hypervisor = hypervisor
         self._owned = owned
         self._paths = paths
         self._settings = settings
         self._host_memory_mib = host_memory_mib
-        self._booting = asyncio.Semaphore(BOOTS_PER_PROCESSOR * (os.cpu_count() or 1))
+        self._taps: dict[str, SpareTap] = {}
+        self._sources = GuestSources(
+            hypervisor,
+            owned,
+            paths,
+            settings,
+            host_memory_mib,
+            usual_size(settings.guest, host_memory_mib),
+            new_id=new_id,
+            new_tap=new_tap,
+            rehearsal=rehearsal,
+            can_share_memory=can_share_memory,
+        )
+
+    async def open(self) -> None:
+        """Begin to make templates and warm VMs, in the background."""
+        await self._sources.open()
+
+    async def close(self) -> None:
+        """End what waits for pods."""
+        await self._sources.close()
+
+    def start_state(self) -> dict[str, object]:
+        """Return which templates and warm VMs there are, for people."""
+        return self._sources.state()
+
+    def claim(self, spec: SandboxSpec) -> str | None:
+        """Return the id of a warm VM that a pod is to have; None: none waits.
+
+        Raises:
+            InvalidArgument: This host could never hold the pod.
+        """
+        return self._sources.claim(size_for(spec, (), self._settings.guest, self._host_memory_mib))
+
+    async def tap(self, sandbox_id: str) -> SpareTap | None:
+        """Return the tap that the sandbox's first NIC is on, or will be after start(); it is the caller's to close."""
+        tap = await self._sources.tap(sandbox_id)
+        if tap is not None:
+            self._taps[sandbox_id] = tap
+        return tap
+
+    async def drop(self, sandbox_id: str) -> None:
+        """Let go of what claim() and tap() kept for a sandbox that does not start; nothing: success."""
+        self._taps.pop(sandbox_id, None)
+        await self._sources.drop(sandbox_id)
 
     def size(self, sandbox: Sandbox, containers: Sequence[LinuxResources] = ()) -> VmSize:
         """Return the size that the sandbox's VM needs."""
@@ -212,14 +246,14 @@ class ContainerVmBackend:
         return await self._owned.cgroups.usage(await self._owned.cgroup_of(sandbox.id))
 
     async def start(self, sandbox: Sandbox) -> ContainerVm:
-        """Boot a guest and wait for its agent; on failure everything it made is released.
+        """Get a guest and wait for its agent; on failure everything it made is released.
 
         Raises:
             BootFailed: The guest did not come up; the message has the end of its console.
             FailedPrecondition: There is no guest to boot.
         """
         try:
-            return await self._start(sandbox)
+            return await self._start(sandbox, self._taps.pop(sandbox.id, None))
         except BaseException:
             await asyncio.shield(self.release(sandbox.id, final=True))
             raise
@@ -234,7 +268,7 @@ class ContainerVmBackend:
         vm = await self._hypervisor.adopt(await self._handle(sandbox.id))
         await until_not_held(vm)
         try:
-            return await self._connect(sandbox, vm, dial_until_answer, ADOPT_TIMEOUT, {})
+            return self._vm(sandbox, await reach(vm, "", ADOPT_TIMEOUT, {}))
         except BootFailed as error:
             if vm.held:
                 raise VmHeld(vm.held) from error
@@ -245,113 +279,32 @@ class ContainerVmBackend:
         """End the VM and remove its disks, cgroup and CID; with `final`, its console and logs too."""
         await self._owned.release(sandbox_id, keep=frozenset({ResourceKind.NETWORK}), final=final)
 
-    async def _prepare(self, sandbox: Sandbox) -> VmSpec:
-        """Make what the VM needs on the host and describe the VM."""
-        guest = self._settings.guest_directory
-        kernel, initramfs = guest / "vmlinuz", guest / "initramfs.img"
-        for file in (kernel, initramfs):
-            if not file.is_file():
-                raise FailedPrecondition(f"there is no guest to boot: {file} is missing", remedy="make guest")
+    async def _start(self, sandbox: Sandbox, tap: SpareTap | None) -> ContainerVm:
         size = self.size(sandbox)
-        directory, disks = self._paths.sandbox(sandbox.id), self._paths.pod_disks(sandbox.id)
         cgroup = await choose_cgroup(self._owned, sandbox, size, self._settings.cgroup_parent)
-        await self._owned.cgroup(sandbox.id, cgroup)
-        await self._owned.directory(sandbox.id, directory, 0o711, until_removed=True)
-        await self._owned.directory(sandbox.id, disks)
-        scratch_path = disks / "scratch.img"
-        await scratch.make_scratch(scratch_path, self._settings.guest.scratch_gib)
-        return VmSpec(
-            id=sandbox.id,
-            size=size,
-            boot=KernelBoot(kernel=kernel, initramfs=initramfs, arguments=self._settings.guest.kernel_args),
-            directory=directory,
-            cid=await self._owned.ledger.allocate_cid(sandbox.id),
-            disks=[Disk(path=scratch_path, serial=scratch.SERIAL, readonly=False)],
-        )
+        shares = may_share(sandbox.spec)
+        guest = await self._sources.guest(sandbox.id, size, cgroup, tap, shares=shares)
+        running = self._vm(sandbox, guest)
+        try:
+            await self._grow(running, size)
+        except BaseException:
+            await running.close()
+            raise
+        return running
 
-    async def _start(self, sandbox: Sandbox) -> ContainerVm:
-        began = time.monotonic()
-        with tracing.span("vm.prepare"):
-            spec = await self._prepare(sandbox)
-        phases = {"prepare": (time.monotonic() - began) * 1000}
-        async with self._booting:
-            return await self._boot(sandbox, spec, phases)
+    async def _grow(self, running: ContainerVm, size: VmSize) -> None:
+        """Make a guest that is of a template as large as its pod needs; one that has booted is."""
+        base = template_size(size)
+        if running.source != "cold" and base != size:
+            with tracing.span("vm.resize"):
+                await running.resize(size)
 
-    async def _boot(self, sandbox: Sandbox, spec: VmSpec, phases: dict[str, float]) -> ContainerVm:
-        began = time.monotonic()
-        with tracing.span("vm.qemu"):
-            vm = await self._hypervisor.start(spec, recorder(self._owned, sandbox.id))
-        phases["qemu"] = (time.monotonic() - began) * 1000
-
-        async def booted(dialer: Dialer) -> None:
-            await vm.wait_for_console(READY_LINE)
-            await dial_until_answer(dialer)
-
-        with tracing.span("vm.agent"):
-            return await self._connect(sandbox, vm, booted, self._settings.hypervisor.boot_timeout, phases)
-
-    async def _connect(
-        self,
-        sandbox: Sandbox,
-        vm: VirtualMachine,
-        answering: Callable[[Dialer], Awaitable[None]],
-        timeout: float,
-        phases: dict[str, float],
-    ) -> ContainerVm:
-        """Wait for the agent and connect to it; the VM is let go of when that fails.
-
-        A booting guest is dialled only when its console says that the agent listens: vhost-device-vsock 0.3 can lose
-        its way over connections that are made, and given up, before the guest's driver is there.
-        """
-        began = time.monotonic()
-        dialer = self._dialer(vm.handle)
-        relay = Relay(Path(vm.handle.directory) / "agent.sock", dialer)
-        async with contextlib.AsyncExitStack() as undo:
-            undo.push_async_callback(vm.close)
-            undo.push_async_callback(relay.close)
-            try:
-                await self._wait_for_agent(vm, answering(dialer), timeout)
-                await relay.open()
-                agent = AgentClient(Path(vm.handle.directory) / "agent.sock")
-                undo.push_async_callback(agent.close)
-                hello = await agent.hello()
-                attached = await vm.attached_disks()
-            except AgentGone as error:  # asked now: a VM that is closed notices no end any more
-                raise BootFailed(
-                    f"the guest did not come up: {await why_silent(vm, error)}{console_words(vm)}"
-                ) from error
-            undo.pop_all()
-        phases["guest"] = (time.monotonic() - began) * 1000
-        volumes = self._volumes(vm, sandbox)
-        return ContainerVm(vm, relay, agent, hello, volumes=volumes, phases=phases, attached=attached)
+    def _vm(self, sandbox: Sandbox, guest: Guest) -> ContainerVm:
+        return ContainerVm(guest, self._volumes(guest.vm, sandbox))
 
     def _volumes(self, vm: VirtualMachine, sandbox: Sandbox) -> VmVolumes:
         root, program = self._paths.share(sandbox.id), self._settings.volumes.virtiofsd
         return VmVolumes(sandbox, vm, self._owned, root, program, recorder(self._owned, sandbox.id))
-
-    async def _wait_for_agent(self, vm: VirtualMachine, answering: Awaitable[None], timeout: float) -> None:
-        ended = asyncio.ensure_future(vm.wait())
-        answered = asyncio.ensure_future(answering)
-        try:
-            async with asyncio.timeout(timeout):
-                await asyncio.wait({ended, answered}, return_when=asyncio.FIRST_COMPLETED)
-            if not answered.done():
-                raise BootFailed(f"the guest did not come up: {ended.result()}{console_words(vm)}")
-            answered.result()
-        except TimeoutError:
-            raise BootFailed(
-                f"the guest's agent did not answer within {timeout:g} s{console_words(vm)}",
-                remedy="hypervisor.boot_timeout allows longer; vmruntime doctor checks the guest's files",
-            ) from None
-        finally:
-            for task in (ended, answered):
-                task.cancel()
-            await asyncio.wait({ended, answered})
-
-    def _dialer(self, handle: VmHandle) -> Dialer:
-        if handle.vsock:
-            return HybridDialer(Path(handle.vsock), AGENT_PORT)
-        return VsockDialer(handle.cid, AGENT_PORT)
 
     async def _handle(self, sandbox_id: str) -> VmHandle:
         """Put together, from the ledger, what the hypervisor needs to find a VM again."""

@@ -88,6 +88,11 @@ class HostSandbox:
         """Milliseconds each step of the start took."""
         return self._phases
 
+    @property
+    def source(self) -> str:
+        """Nowhere: guests of other kinds have no source."""
+        return ""
+
     def facts(self) -> dict[str, str | int | bool]:
         """Return nothing: the sandbox's record has it all."""
         return {}

@@ -90,6 +90,10 @@ class RunningSandbox(Protocol):
     def phases(self) -> dict[str, float]:
         """Milliseconds each step of the start took."""
 
+    @property
+    def source(self) -> str:
+        """Where its guest came from: cold, template or warm; empty: it has none, or an earlier daemon's."""
+
     def facts(self) -> dict[str, str | int | bool]:
         """Return what people may want to know of it now, by name; nothing that a caller decides by."""
 

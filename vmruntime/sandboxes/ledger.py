@@ -34,6 +34,7 @@ class OwnedResources:
             ResourceKind.DIRECTORY: _remove_directory,
             ResourceKind.CGROUP: self._remove_cgroup,
             ResourceKind.CID: _nothing_to_do,
+            ResourceKind.SPARE: _nothing_to_do,
         }
 
     def add_releaser(self, kind: ResourceKind, releaser: Releaser) -> None:
@@ -127,4 +128,4 @@ def _remove_tree(path: Path) -> None:
 
 
 async def _nothing_to_do(resource: Resource) -> None:
-    """A context id is only a number: striking it out releases it."""
+    """A context id is only a number, a spare only a name: striking it out releases it."""

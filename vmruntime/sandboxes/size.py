@@ -46,12 +46,22 @@ def vm_size(spec: SandboxSpec, settings: GuestSettings, host_memory_mib: int) ->
             f"needs a VM of {memory_mib} MiB, more than this host's {host_memory_mib} MiB",
             remedy=f"ask for at most {max(0, host_memory_mib - settings.overhead_memory_mib)} MiB",
         )
+    return _sized(vcpus, memory_mib, host_memory_mib)
+
+
+def _sized(vcpus: int, memory_mib: int, host_memory_mib: int) -> VmSize:
+    """Return a VM that may grow to what the host has."""
     return VmSize(
         vcpus=vcpus,
         memory_mib=memory_mib,
         max_vcpus=max(vcpus, min(MOST_PLUGGED_VCPUS, os.cpu_count() or 1)),
         max_memory_mib=host_memory_mib,
     )
+
+
+def usual_size(settings: GuestSettings, host_memory_mib: int) -> VmSize:
+    """Return the VM for a pod without limits."""
+    return _sized(settings.default_vcpus, settings.default_memory_mib, host_memory_mib)
 
 
 def size_for(

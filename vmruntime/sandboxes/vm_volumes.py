@@ -10,10 +10,11 @@ from pathlib import Path
 
 from vmruntime.agent.interface import GuestMemoryVolume
 from vmruntime.aio.detached import DetachedProcess, ProcessIdentity
+from vmruntime.errors import InvalidArgument
 from vmruntime.hypervisor.interface import VirtualMachine
 from vmruntime.model.container import Mount
 from vmruntime.model.ledger import Resource, ResourceKind
-from vmruntime.model.sandbox import Sandbox
+from vmruntime.model.sandbox import Sandbox, SandboxSpec
 from vmruntime.sandboxes.interface import Published, VolumeSource
 from vmruntime.sandboxes.ledger import OwnedResources, process_identity
 from vmruntime.volumes.share import close_share, open_share, publish, seal, withdraw
@@ -22,6 +23,7 @@ from vmruntime.volumes.virtiofsd import find_virtiofsd, is_rust, virtiofsd_argv
 
 SHARE_TAG = "vmruntime"
 SHARE_ROLE = "share"
+SHARE_ANNOTATION = "vmruntime.io/share"
 
 Recorder = Callable[[str, ProcessIdentity], Awaitable[None]]
 
@@ -57,6 +59,13 @@ class VmVolumes:
             return Published()
         volumes = await asyncio.to_thread(survey, mounts)
         shared = [volume for volume in volumes if isinstance(volume, SharedVolume)]
+        if shared and not may_share(self._sandbox.spec):
+            raise InvalidArgument.field(
+                "config.mounts[].host_path",
+                shared[0].mount.host_path,
+                f"is a file of the host, and the pod's annotation {SHARE_ANNOTATION} says that it mounts none",
+                remedy="leave the annotation out",
+            )
         if shared:
             await publish(self._root, await self._make_share(), container_id, shared)
         return Published(
@@ -123,6 +132,11 @@ class VmVolumes:
                 raise
             finally:
                 path.unlink(missing_ok=True)
+
+
+def may_share(spec: SandboxSpec) -> bool:
+    """Return whether a pod may mount files of the host; one that does not may share a template's memory."""
+    return spec.annotations.get(SHARE_ANNOTATION) != "none"
 
 
 async def release_share(resource: Resource) -> None:

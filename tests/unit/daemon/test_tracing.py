@@ -82,9 +82,9 @@ async def test_kubelets_trace_goes_on_and_phases_nest(settings: Settings, parts:
 
     run = calls["RunPodSandbox"]
     assert run.name == f"{SERVICE}/RunPodSandbox"
-    assert parts_of(run) == ["sandbox.boot", "sandbox.network", "sandbox.nic", "sandbox.setup"]
+    assert parts_of(run) == ["sandbox.boot", "sandbox.network", "sandbox.setup"]
     (boot,) = (one for one in spans if one.name == "sandbox.boot")
-    assert parts_of(boot) == ["vm.agent", "vm.prepare", "vm.qemu"]
+    assert parts_of(boot) == ["vm.agent", "vm.nic", "vm.prepare", "vm.qemu"]
     assert parts_of(calls["CreateContainer"]) == [
         "container.create", "container.layers", "container.spec", "container.volumes"
     ]  # fmt: skip
@@ -185,7 +185,7 @@ async def test_calls_are_recorded_without_a_collector(settings: Settings, parts:
     assert run.attributes["k8s.pod.name"] == "web"
     boot, network = (next(one for one in run.parts if one.name == name) for name in ("sandbox.boot", "sandbox.network"))
     assert max(boot.start_ns, network.start_ns) < min(one.start_ns + one.duration_ns for one in (boot, network))
-    assert [one.name for one in boot.parts] == ["vm.prepare", "vm.qemu", "vm.agent"]
+    assert [one.name for one in boot.parts] == ["vm.prepare", "vm.qemu", "vm.agent", "vm.nic"]
     assert "vm.scratch" in [one.name for one in boot.parts[0].parts]
     for call in calls:
         assert call.whole.duration_ns > 0

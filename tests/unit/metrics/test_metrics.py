@@ -29,7 +29,7 @@ DOCUMENTATION = Path(__file__).parents[3] / "docs" / "observability.md"
 
 def test_everything_measured_is_served() -> None:
     OPERATIONS.labels("Version", "OK").observe(0.002)
-    observe_start({"guest": 1500.0})
+    observe_start({"guest": 1500.0}, "cold")
     RECOVERED.labels("adopted").inc()
     server = MetricsServer("127.0.0.1", 0, REGISTRY)
     try:

@@ -13,8 +13,8 @@ from vmruntime.agent.fake_guest import FakeGuest
 from vmruntime.agent.fake_server import BootingGuest, Machine
 from vmruntime.hypervisor.errors import BootFailed
 from vmruntime.hypervisor.fake import FakeHypervisor
-from vmruntime.sandboxes import container_vm
 from vmruntime.sandboxes.cgroup import HostCgroups
+from vmruntime.sandboxes.sources import service
 
 SECONDS = 0.1
 PODS = 7
@@ -52,7 +52,7 @@ class SlowGuest:
 @pytest.mark.parametrize("boot_timeout", [30.0, 0.5 * SECONDS])
 async def test_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, boot_timeout: float) -> None:
     """Waiting for one's turn does not count; one that fails lets the next one have it."""
-    monkeypatch.setattr(container_vm, "BOOTS_PER_PROCESSOR", 2)
+    monkeypatch.setattr(service, "STARTS_PER_PROCESSOR", 2)
     monkeypatch.setattr(os, "cpu_count", lambda: 1)
     monkeypatch.setattr(SlowGuest, "most", 0)
     monkeypatch.setattr(SlowGuest, "tried", 0)

@@ -269,6 +269,7 @@ def sandbox_info(sandbox: Sandbox, network_check: str, facts: Mapping[str, objec
         "reason": sandbox.reason,
         "hostname": sandbox.spec.hostname,
         "kernel": sandbox.kernel,
+        "source": sandbox.source,
         "phases_ms": sandbox.phases,
         "cgroup_parent": sandbox.spec.cgroup_parent,
         "netns": network.netns if network else "",

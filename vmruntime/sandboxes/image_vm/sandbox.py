@@ -52,6 +52,11 @@ class ImageSandbox:
         """Nothing takes time: the machine is started with its container."""
         return self._phases
 
+    @property
+    def source(self) -> str:
+        """Nowhere: guests of other kinds have no source."""
+        return ""
+
     def facts(self) -> dict[str, str | int | bool]:
         """Return what the pod's machine is, and how it is."""
         machine, pod = self._machine, image_pod(self._machine.sandbox)

@@ -1,0 +1,1 @@
+"""Where booted guests come from: a warm VM, a template, or a cold boot."""

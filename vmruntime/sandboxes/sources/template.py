@@ -1,0 +1,157 @@
+"""A template: a guest that was booted once and frozen, and is brought back for each pod."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+import weakref
+
+import msgspec
+
+from vmruntime import tracing
+from vmruntime.aio import memfile
+from vmruntime.aio.beside import together
+from vmruntime.aio.pipeline import in_thread
+from vmruntime.hypervisor.interface import GuestMemory, Hypervisor, VirtualMachine
+from vmruntime.model.resources import VmSize
+from vmruntime.network.tap import SpareTap
+from vmruntime.sandboxes.placement import recorder
+from vmruntime.sandboxes.sources.guest import CONNECTED_LINE, Guest, reach
+from vmruntime.sandboxes.sources.nic import plug_in
+from vmruntime.sandboxes.sources.place import Place
+
+MIB = 1024 * 1024
+SMALLEST_MIB, LARGEST_MIB = 128, 4096
+MOST_GROWTH = 4
+"""A guest cannot use memory that is plugged in for its kernel's own, so there must not be much more of it than of the other."""
+
+
+class Template:
+    """A frozen guest in memory that nobody can change any more (a sealed memfd): not by cutting or removing a file either.
+
+    Attributes:
+        shape: What it depends on; see Hypervisor.shape().
+        size: Of the VMs that are made of it.
+        state: What VirtualMachine.freeze() returned.
+        failures: How many guests in a row could not be brought back.
+    """
+
+    def __init__(self, shape: str, size: VmSize, memory: int, state: bytes) -> None:
+        """Take a sealed memfd, which is closed when nobody has the template any more: a restore may be under way."""
+        self.shape = shape
+        self.size = size
+        self.state = state
+        self.failures = 0
+        self._memory = memory
+        weakref.finalize(self, os.close, memory)
+
+    @property
+    def memory_bytes(self) -> int:
+        """What it takes of the host's memory."""
+        return os.fstat(self._memory).st_blocks * 512
+
+    def memory(self) -> int:
+        """Return another descriptor of its memory, the caller's to close."""
+        return os.dup(self._memory)
+
+
+def template_size(size: VmSize) -> VmSize | None:
+    """Return the size of the template for a VM, which then grows; None: no template suits it.
+
+    One processor, and the largest power of two that is no more memory than the VM's.
+    """
+    memory_mib = min(LARGEST_MIB, 1 << (size.memory_mib.bit_length() - 1))
+    if memory_mib < SMALLEST_MIB or size.memory_mib > MOST_GROWTH * memory_mib:
+        return None
+    if size.memory_mib > memory_mib and size.max_memory_mib < size.memory_mib:
+        return None
+    return msgspec.structs.replace(size, vcpus=1, memory_mib=memory_mib)
+
+
+class TemplateSource:
+    """Brings guests back from templates."""
+
+    def __init__(self, hypervisor: Hypervisor, place: Place, timeout: float) -> None:
+        """Take what VMs are made with.
+
+        Args:
+            hypervisor: The driver.
+            place: Where they get their directories.
+            timeout: Seconds that a guest may take to answer.
+        """
+        self._hypervisor = hypervisor
+        self._place = place
+        self._timeout = timeout
+
+    async def guest(
+        self,
+        template: Template,
+        owner: str,
+        cgroup: str,
+        tap: SpareTap | None,
+        *,
+        private: bool = False,
+        low: bool = False,
+    ) -> Guest:
+        """Bring a guest back and wait for its agent; what was made for it stays in the ledger when that fails.
+
+        Args:
+            template: Of which.
+            owner: In the ledger.
+            cgroup: Where it is to run.
+            tap: Its first NIC is on it.
+            private: It shares the template's memory until it writes (GuestMemory.private).
+            low: No pod waits for it.
+
+        Raises:
+            HypervisorError: It cannot be brought back.
+        """
+        began = time.monotonic()
+        with tracing.span("vm.prepare"):
+            spec = await self._place.make(owner, template.size, cgroup, low=low)
+        prepared = time.monotonic()
+        with contextlib.ExitStack() as descriptors:
+            memory = template.memory()
+            descriptors.callback(os.close, memory)
+            given = memory
+            if not private:
+                given = memfile.make(f"guest-{owner[:13]}", template.size.memory_mib * MIB)
+                descriptors.callback(os.close, given)
+            spec = msgspec.structs.replace(spec, memory=GuestMemory(fd=given, private=private), frozen=True)
+            started: list[VirtualMachine] = []
+
+            async def start() -> None:
+                with tracing.span("vm.qemu"):
+                    started.append(await self._hypervisor.start(spec, recorder(self._place.owned, owner)))
+
+            async def fill() -> None:
+                with tracing.span("vm.memory"):
+                    await in_thread(lambda: memfile.copy(memory, given))
+
+            try:
+                await together(start(), *(() if private else (fill(),)))
+            except BaseException:
+                for vm in started:
+                    await vm.close()
+                raise
+        vm = started[0]
+        ran = time.monotonic()
+        await self._thaw(vm, template, tap)
+        phases = {"prepare": prepared - began, "qemu": ran - prepared, "thaw": time.monotonic() - ran}
+        with tracing.span("vm.agent"):
+            return await reach(
+                vm, CONNECTED_LINE, self._timeout, {name: took * 1000 for name, took in phases.items()}, "template"
+            )
+
+    async def _thaw(self, vm: VirtualMachine, template: Template, tap: SpareTap | None) -> None:
+        """Let the guest go on with its devices; the VM is let go of when that fails."""
+        async with contextlib.AsyncExitStack() as undo:
+            undo.push_async_callback(vm.close)
+            with tracing.span("vm.thaw"):
+                await vm.thaw(template.state)
+            if tap is not None:
+                await plug_in(vm, tap, close=vm.close)
+            with tracing.span("vm.resume"):
+                await vm.resume()
+            undo.pop_all()
