@@ -35,7 +35,9 @@ SOON = 20.0
 
 @pytest.fixture(scope="module")
 def node(base: Path) -> Iterator[Daemon]:
-    with running_daemon(base / "crashes") as daemon:
+    with running_daemon(
+        base / "crashes", '[start]\nsource = "cold"\n'
+    ) as daemon:  # a guest of a template would boot instead
         yield daemon
 
 
