@@ -202,12 +202,19 @@ def cgroups(footprint: Footprint, ids: set[str]) -> Iterator[str]:
     """Find cgroups below the daemon's parent, or named after its sandboxes anywhere in a hierarchy's first levels."""
     names = {f"vmruntime-{one}" for one in ids}
     for hierarchy in hierarchies():
-        for path in (hierarchy / footprint.cgroup_parent.lstrip("/")).glob("*/"):
-            yield str(path)
+        yield from _found(hierarchy / footprint.cgroup_parent.lstrip("/"), "*/")
         for depth in ("*", "*/*"):
-            for path in hierarchy.glob(f"{depth}/"):
-                if path.name in names:
-                    yield str(path)
+            yield from (one for one in _found(hierarchy, f"{depth}/") if os.path.basename(one) in names)
+
+
+def _found(directory: Path, pattern: str) -> list[str]:
+    """Return what matches a pattern; what goes while it is looked for has gone."""
+    while True:
+        try:
+            return [str(path) for path in directory.glob(pattern)]
+        except FileNotFoundError:
+            if not directory.exists():
+                return []
 
 
 def files(footprint: Footprint) -> Iterator[str]:

@@ -46,12 +46,12 @@ def port() -> int:
     return 3
 
 
-async def test_memory_is_plugged_in_once_and_changed_in_blocks() -> None:
+async def test_memory_is_plugged_in_once_and_changed_in_steps() -> None:
     fake = FakeMonitor()
     monitor = cast(Monitor, fake)
     await set_memory(monitor, 256, port)
     assert fake.done == []
-    for wanted, requested in ((300, 128), (512, 256), (100, 0)):
+    for wanted, requested in ((300, 44), (301, 48), (512, 256), (100, 0)):
         await set_memory(monitor, wanted, port)
         assert fake.done[-1][1]["value"] == requested * MIB
     assert [command for command, _ in fake.done].count("object-add") == 1

@@ -10,6 +10,8 @@ from vmruntime.hypervisor.qemu.argv import MEMORY, MEMORY_BLOCK_MIB, memory_back
 from vmruntime.hypervisor.qmp.monitor import Monitor
 
 MIB = 1024 * 1024
+STEP_MIB = 4
+"""What Linux plugs in at a time on x86-64: the largest block of its page allocator (drivers/virtio/virtio_mem.c, sb_size)."""
 
 
 async def plug_cpus(monitor: Monitor, wanted: int) -> None:
@@ -27,7 +29,7 @@ async def plug_cpus(monitor: Monitor, wanted: int) -> None:
 
 
 async def set_memory(monitor: Monitor, wanted_mib: int, take_port: Callable[[], int]) -> None:
-    """Make the guest's memory so large, in steps of the guest's memory blocks, rounded up.
+    """Make the guest's memory so large, in steps of 4 MiB, rounded up.
 
     The first growth plugs in a virtio-mem device as large as the VM may ever become; from then on its size is changed.
     A guest gives memory back when it can.
@@ -35,20 +37,20 @@ async def set_memory(monitor: Monitor, wanted_mib: int, take_port: Callable[[], 
     summary = await monitor.execute("query-memory-size-summary")
     base_mib = int(summary["base-memory"]) // MIB
     extra = max(0, wanted_mib - base_mib)
-    blocks = -(-extra // MEMORY_BLOCK_MIB) * MEMORY_BLOCK_MIB
+    plugged = -(-extra // STEP_MIB) * STEP_MIB
     device = await _device(monitor)
     if device is None:
-        if blocks == 0:
+        if plugged == 0:
             return
         device = await _plug(monitor, base_mib, take_port)
     limit = int(device["max-size"]) // MIB
-    if blocks > limit:
+    if plugged > limit:
         raise HypervisorError(
             f"the VM can have {base_mib + limit} MiB at most, {wanted_mib} MiB are wanted: it was started with"
             f" {base_mib} MiB on a host that allows no more"
         )
     path = f"/machine/peripheral/{device['id']}"
-    await monitor.execute("qom-set", {"path": path, "property": "requested-size", "value": blocks * MIB})
+    await monitor.execute("qom-set", {"path": path, "property": "requested-size", "value": plugged * MIB})
 
 
 async def _device(monitor: Monitor) -> dict[str, Any] | None:
