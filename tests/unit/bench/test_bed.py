@@ -1,0 +1,79 @@
+"""When a daemon is said to be ready for a measure of starts."""
+
+from __future__ import annotations
+
+import json
+import types
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench import bed
+from bench.bed import Node, Source
+
+
+def node(source: Source, *answers: dict[str, Any]) -> tuple[Node, list[dict[str, Any]]]:
+    """Return a node whose Status gives some answers, the last one again and again, and those not given yet."""
+    left = list(answers)
+
+    def status(request: Any) -> Any:
+        one = left.pop(0) if len(left) > 1 else left[0]
+        return types.SimpleNamespace(info={"start": json.dumps(one)} if one else {})
+
+    made = Node.__new__(Node)
+    made.source = source
+    made.runtime = types.SimpleNamespace(Status=status)
+    return made, left
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bed, "SETTLE_SECONDS", 0.3)
+    monkeypatch.setattr(bed, "QUIET_SECONDS", 0.05)
+
+
+BUILDING = {"template": "building", "warm": 0}
+READY = {"template": "ready", "warm": 0}
+ONE = {"template": "ready", "warm": 1}
+TWO = {"template": "ready", "warm": 2}
+
+
+@pytest.mark.parametrize(
+    ("source", "answers"),
+    [
+        ("template", (BUILDING, READY)),
+        ("warm", (BUILDING, READY, ONE, TWO)),
+        ("auto", (BUILDING, READY, ONE)),
+        ("auto", (BUILDING, {"template": "failed", "warm": 0})),
+    ],
+)
+def test_a_daemon_is_waited_for(source: Source, answers: tuple[dict[str, Any], ...]) -> None:
+    one, left = node(source, *answers)
+    one.settle()
+    assert left == [answers[-1]]
+
+
+@pytest.mark.parametrize(("source", "answer"), [("template", BUILDING), ("warm", ONE), ("auto", BUILDING)])
+def test_a_daemon_that_does_not_get_ready_is_told_of(source: Source, answer: dict[str, Any]) -> None:
+    one, _ = node(source, answer)
+    with pytest.raises(TimeoutError, match=f"{source}.*{answer['template']}"):
+        one.settle()
+
+
+def test_a_daemon_with_one_way_to_start_is_ready() -> None:
+    for source in ("cold", "auto"):
+        node(source, {})[0].settle()  # type: ignore[arg-type]
+
+
+def test_sources_differ_in_nothing_but_the_start_table() -> None:
+    tables = {name: text.splitlines()[:1] for name, text in bed._START.items()}
+    assert tables == {"auto": [], "cold": ["[start]"], "template": ["[start]"], "warm": ["[start]"]}
+
+
+def test_the_guest_has_a_release(tmp_path: Path) -> None:
+    one = bed.Bed.__new__(bed.Bed)
+    one.guest = tmp_path
+    assert one.guest_kernel == "unknown"
+    (tmp_path / "guest.json").write_text('{"kernel_release": "6.1"}')
+    assert one.guest_kernel == "6.1"
