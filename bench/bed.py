@@ -9,7 +9,8 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -83,6 +84,10 @@ class Node(Client):
     def source_of(self, pod: str) -> str:
         """Return where a pod's VM came from."""
         return str(self.info(pod).get("source", "cold"))
+
+    def sources_of(self, pods: Iterable[str]) -> dict[str, int]:
+        """Return how many pods' VMs came from where."""
+        return dict(sorted(Counter(self.source_of(pod) for pod in pods).items()))
 
     def _complete(self, start: dict[str, Any]) -> bool:
         """Whether all is there that starts need; a daemon that says nothing has only one way."""

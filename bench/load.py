@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import concurrent.futures
+import dataclasses
+from collections import Counter
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -27,34 +29,53 @@ def ten_pods_at_once(bed: Bed) -> list[Record]:
 
     Twice: with the daemon's own choice of where VMs come from, and with all of them from the template.
     """
-    ten, one, containerd = _ten(bed, bed.node())
     words = "one pod alone on the same daemon"
-    more = [beside("containerd and runc, ten at once", ten, containerd)]
+    found = _ten(bed, bed.node())
+    more = [beside("containerd and runc, ten at once", found.ten, found.containerd)]
     if bed.has_sources:
-        templates, single, _ = _ten(bed, bed.node("template"))
-        more.append(beside(words, templates, single, what="all from the template"))
-    return [record("ten_pods_at_once", "ms", ten, peer=words, peer_values=one, extra={"beside": more})]
+        templates = _ten(bed, bed.node("template"))
+        more.append(beside(words, templates.ten, templates.one, what="all from the template"))
+    extra = {"beside": more, "sources": dict(found.sources)}
+    return [record("ten_pods_at_once", "ms", found.ten, peer=words, peer_values=found.one, extra=extra)]
 
 
-def _ten(bed: Bed, node: Node) -> tuple[list[float], list[float], list[float]]:
-    """Return milliseconds of ten at once, of one alone and of containerd's ten, rounds alternating."""
-    ten, one, containerd = [], [], []
+@dataclasses.dataclass(frozen=True)
+class _Ten:
+    """Milliseconds of ten at once, of one alone and of containerd's ten; and where the VMs of the ten came from."""
+
+    ten: list[float] = dataclasses.field(default_factory=list)
+    one: list[float] = dataclasses.field(default_factory=list)
+    containerd: list[float] = dataclasses.field(default_factory=list)
+    sources: Counter[str] = dataclasses.field(default_factory=Counter)
+
+
+def _ten(bed: Bed, node: Node) -> _Ten:
+    """Start ten at once and one alone, rounds alternating."""
+    found = _Ten()
     for _ in range(ROUNDS):
-        containerd.append(_run_ten(bed.containerd))
+        milliseconds, pods = _run_ten(bed.containerd)
+        found.containerd.append(milliseconds)
+        _remove(bed.containerd, pods)
         node.settle()
         milliseconds, pod = timed(node.run_pod)
-        one.append(milliseconds)
+        found.one.append(milliseconds)
         node.remove_pod(pod)
         node.settle()
-        ten.append(_run_ten(node))
-    return ten, one, containerd
+        milliseconds, pods = _run_ten(node)
+        found.ten.append(milliseconds)
+        found.sources.update(node.sources_of(pods))
+        _remove(node, pods)
+    return found
 
 
-def _run_ten(client: Client) -> float:
+def _run_ten(client: Client) -> tuple[float, list[str]]:
     milliseconds, pods = timed(_at_once, TEN, client.run_pod)
+    return milliseconds, pods
+
+
+def _remove(client: Client, pods: list[str]) -> None:
     with concurrent.futures.ThreadPoolExecutor(TEN) as pool:
         list(pool.map(client.remove_pod, pods))
-    return milliseconds
 
 
 def event_loop_stall(bed: Bed) -> list[Record]:

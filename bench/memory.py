@@ -25,6 +25,7 @@ def memory(bed: Bed) -> list[Record]:
     containers = [shim_memory(pod) for pod in peer_pods]
     for _ in range(20):
         node.runtime.ListPodSandbox(cri.ListPodSandboxRequest())
+    sources = node.sources_of(pods)
     resident = field(node.daemon.pid, "status", "VmRSS:") / 1024
     for client, some in ((node, pods), (peer, peer_pods)):
         for pod in some:
@@ -34,6 +35,7 @@ def memory(bed: Bed) -> list[Record]:
         "guest_mib": round(percentile([one.guest for one in found], 50), 1),
         "guest_file_mib": round(percentile([one.guest_file for one in found], 50), 1),
         "translated_code_mib": round(percentile([one.code for one in found], 50), 1),
+        "sources": sources,
         "containerd": by_program(containers),
     }
     values, peer_values = [one.total for one in found], [one.total for one in containers]
