@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import secrets
+import shlex
 import shutil
 import signal
 import subprocess
@@ -166,7 +167,7 @@ class Containerd:
         return sorted(f"{kind}: {what}" for kind, found in kinds.items() for what in found)
 
     def _clear(self) -> None:
-        """End processes, and remove mounts, sockets, cgroups and the bridge, whether or not anything should be left."""
+        """End processes, and remove mounts, sockets, cgroups, the bridge and its rules, whether or not anything should be left."""
         for _ in range(2):  # shims first: a shim that sees its container end has work to do yet
             for line in leaks.processes(self.footprint, self.footprint.ids()):
                 with contextlib.suppress(ProcessLookupError):
@@ -182,8 +183,18 @@ class Containerd:
                 _remove_empty(path)
             _remove_empty(parent)
         subprocess.run(["ip", "link", "delete", self._name], stderr=subprocess.DEVNULL, check=False)
+        self._clear_rules()
         _remove_empty(SHIM_SOCKETS)
         _remove_empty(SHIM_SOCKETS.parent)
+
+    def _clear_rules(self) -> None:
+        """Remove what the bridge plugin's masquerading left: rules, and then the chains that they led to."""
+        iptables = ["iptables", "--wait", "--table", "nat"]
+        found = list(leaks.rules(self.footprint, self.footprint.ids()))
+        for rule in (shlex.split(line) for line in found if line.startswith("-A ")):
+            subprocess.run([*iptables, "-D", *rule[1:]], stderr=subprocess.DEVNULL, check=False)
+        for chain in (line[1:].split()[0] for line in found if line.startswith(":")):
+            subprocess.run([*iptables, "-X", chain], stderr=subprocess.DEVNULL, check=False)
 
 
 @contextlib.contextmanager

@@ -68,8 +68,9 @@ def figures(about: dict[str, Any], records: Sequence[Record]) -> str:
 def _machine(about: dict[str, Any]) -> str:
     how = {"tcg": "TCG: guests are emulated, this machine has no hardware virtualisation", "kvm": "KVM"}
     programs = [about[name] for name in ("qemu", "containerd", "runc", "skopeo")]
+    run = f"in one run of {about['seconds'] // 60} minutes" if about["one_run"] else "in several runs"
     return (
-        f"Made on {about['date']} in {about['seconds'] // 60} minutes: {about['cpu']}, {about['cores']} cores, "
+        f"Made on {about['date']} {run}: {about['cpu']}, {about['cores']} cores, "
         f"{about['memory_mib']} MiB. Accelerator: {how[about['accelerator']]}. Linux {about['kernel']}, "
         f"in guests {about['guest']}; Python {about['python']}; {'; '.join(programs)}. "
         f"Load before and after: {about['load_before']} and {about['load_after']}."

@@ -137,13 +137,17 @@ def host(accelerator: str, guest: str) -> dict[str, Any]:
 
 
 def write(path: Path, about: dict[str, Any], records: Sequence[Record]) -> None:
-    """Write a run; measures that an earlier run of the same file had and this one did not make are kept."""
+    """Write a run; measures that an earlier run of the same file had and this one did not make are kept.
+
+    `one_run` in what is said of the host tells whether there are none of these.
+    """
+    made = {one.measure: msgspec.to_builtins(one) for one in records}
     kept: dict[str, Any] = {}
     if path.exists():
         kept = {one["measure"]: one for one in json.loads(path.read_text()) if "measure" in one}
-    kept |= {one.measure: msgspec.to_builtins(one) for one in records}
+    about = {**about, "one_run": kept.keys() <= made.keys()}
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps([{"host": about}, *kept.values()], indent=1) + "\n")
+    path.write_text(json.dumps([{"host": about}, *(kept | made).values()], indent=1) + "\n")
 
 
 def show(records: Sequence[Record]) -> None:

@@ -49,8 +49,9 @@ def test_numbers_have_the_digits_that_say_something() -> None:
 def test_a_run_of_one_measure_keeps_the_others(tmp_path: Path) -> None:
     path = tmp_path / "results" / "latest.json"
     write(path, {"cores": 1}, [record("a", "ms", [1.0]), record("b", "ms", [2.0])])
+    assert json.loads(path.read_text())[0] == {"host": {"cores": 1, "one_run": True}}
     write(path, {"cores": 2}, [record("b", "ms", [3.0])])
     about, a, b = json.loads(path.read_text())
-    assert about == {"host": {"cores": 2}}
+    assert about == {"host": {"cores": 2, "one_run": False}}
     assert (a["measure"], a["p50"], b["p50"]) == ("a", 1.0, 3.0)
     assert set(b) >= {"measure", "unit", "p50", "p99", "peer", "peer_p50", "ratio", "rounds"}
