@@ -68,7 +68,8 @@ def figures(about: dict[str, Any], records: Sequence[Record]) -> str:
 def _machine(about: dict[str, Any]) -> str:
     how = {"tcg": "TCG: guests are emulated, this machine has no hardware virtualisation", "kvm": "KVM"}
     programs = [about[name] for name in ("qemu", "containerd", "runc", "skopeo")]
-    run = f"in one run of {about['seconds'] // 60} minutes" if about["one_run"] else "in several runs"
+    one, several = f"in one run of {about['seconds'] // 60} minutes", "in several runs, of which this is the last"
+    run = one if about["one_run"] else several
     return (
         f"Made on {about['date']} {run}: {about['cpu']}, {about['cores']} cores, "
         f"{about['memory_mib']} MiB. Accelerator: {how[about['accelerator']]}. Linux {about['kernel']}, "

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import tomllib
 import types
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from bench import bed
 from bench.bed import Node, Source
+from vmruntime.config.settings import Settings
 
 
 def node(source: Source, *answers: dict[str, Any]) -> tuple[Node, list[dict[str, Any]]]:
@@ -69,6 +72,12 @@ def test_a_daemon_with_one_way_to_start_is_ready() -> None:
 def test_sources_differ_in_nothing_but_the_start_table() -> None:
     tables = {name: text.splitlines()[:1] for name, text in bed._START.items()}
     assert tables == {"auto": [], "cold": ["[start]"], "template": ["[start]"], "warm": ["[start]"]}
+
+
+@pytest.mark.skipif("start" not in Settings.__struct_fields__, reason="the daemon has one way to start pods")
+def test_the_daemon_takes_the_start_tables() -> None:
+    for text in bed._START.values():
+        msgspec.convert(tomllib.loads(text), Settings)
 
 
 def test_the_guest_has_a_release(tmp_path: Path) -> None:

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from bench.chart import chart
-from bench.page import BEGIN, END, figures, to_json, write_docs
+from bench.page import BEGIN, END, figures, read, replaced, to_json, write_docs
 from bench.records import Record, beside, record
 
+DOCS = Path(__file__).parents[3] / "docs"
 ABOUT = {
     "cpu": "A CPU",
     "cores": 2,
@@ -29,6 +30,7 @@ ABOUT = {
     "seconds": 780,
     "load_before": 0.1,
     "load_after": 2.0,
+    "one_run": True,
 }
 
 
@@ -40,15 +42,28 @@ def cold(ratio: float = 1.0) -> Record:
     )
 
 
+def test_the_page_and_the_chart_are_what_their_json_renders_to() -> None:
+    text = (DOCS / "performance.json").read_text()
+    about, records = read(text)
+    assert to_json(about, records) == text
+    page = (DOCS / "performance.md").read_text()
+    assert replaced(page, figures(about, records)) == page, "run `make bench-docs`"
+    assert chart(records) == (DOCS / "performance.svg").read_text(), "run `make bench-docs`"
+
+
 def test_the_table_names_measures_peers_and_promises() -> None:
     lines = figures(ABOUT, [cold()]).splitlines()
-    assert lines[0].startswith("Made on 2030-01-02 in 13 minutes: A CPU, 2 cores")
+    assert lines[0].startswith("Made on 2030-01-02 in one run of 13 minutes: A CPU, 2 cores")
     assert "TCG" in lines[0]
     assert lines[4] == (
         "| `sandbox_start_cold`: RunPodSandbox when the guest boots | 2000 ms | 2000 ms | 1 | QEMU alone: the same "
         "| 2000 ms | 1 | kept: at most 1.25 times the peer, p50 |"
     )
     assert lines[5] == "|  |  |  |  | containerd and runc, the same call | 100 ms | 20 |  |"
+
+
+def test_a_table_of_several_runs_is_said_to_be_so() -> None:
+    assert "in several runs" in figures({**ABOUT, "one_run": False}, [])
 
 
 def test_a_promise_that_is_not_kept_is_said_to_be_so() -> None:
