@@ -8,9 +8,8 @@ from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 import msgspec
+import pytest
 
 from vmruntime.aio.faults import Faults
 from vmruntime.aio.process import Completed
