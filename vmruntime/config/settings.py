@@ -20,6 +20,8 @@ class HypervisorSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True
         vsock: "auto" uses /dev/vhost-vsock where it works, else vhost-device-vsock.
         boot_timeout: Seconds from starting QEMU to the agent's first answer.
         vhost_device_vsock: The helper program; found on PATH or in /usr/local/libexec/vmruntime when empty.
+        ksm: Let the host's kernel merge equal pages of VMs that share a template's memory (KSM); pods can then find out, by
+            how long a write takes, which pages others have.
         image_pods: Who runs the VMs of image pods; "auto": libvirt if its library is there, else QEMU by itself.
         libvirt_uri: Empty: qemu:///system when a libvirtd answers, else a driver inside the daemon (qemu:///embed).
     """
@@ -30,6 +32,7 @@ class HypervisorSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True
     vsock: Literal["auto", "native", "vhost-user"] = "auto"
     boot_timeout: Annotated[float, Meta(gt=0)] = 60.0
     vhost_device_vsock: str = ""
+    ksm: bool = False
     image_pods: Literal["auto", "libvirt", "qemu"] = "auto"
     libvirt_uri: str = ""
 

@@ -112,10 +112,12 @@ class GuestMemory(msgspec.Struct, frozen=True, kw_only=True):
         fd: The memfd; it stays the caller's.
         private: What the guest writes is the VM's own, and the memfd stays as it is (copy-on-write). Helper processes do
             not see such memory: the VM can have neither a share nor a vsock by a helper.
+        mergeable: The host's KSM may merge pages of private memory with those of others.
     """
 
     fd: int
     private: bool = False
+    mergeable: bool = False
 
 
 class VmSpec(msgspec.Struct, frozen=True, kw_only=True):

@@ -144,6 +144,8 @@ def test_every_key_is_documented_with_its_default() -> None:
 
 def _toml(value: object) -> str:
     match value:
+        case bool():
+            return str(value).lower()
         case str():
             return f'"{value}"'
         case list():

@@ -5,8 +5,10 @@ from __future__ import annotations
 import itertools
 from pathlib import Path
 
+import msgspec
+
 from vmruntime.hypervisor.devices import ARCHITECTURES
-from vmruntime.hypervisor.interface import Accelerator, Disk, KernelBoot, VmSpec
+from vmruntime.hypervisor.interface import Accelerator, Disk, GuestMemory, KernelBoot, VmSpec
 from vmruntime.hypervisor.qemu.argv import HOTPLUG_PORTS, Descriptors, qemu_argv
 from vmruntime.hypervisor.qemu.blockdev import OpenDisk, node_name
 from vmruntime.model.resources import VmSize
@@ -37,6 +39,28 @@ def test_vhost_user_vsock_needs_shared_memory() -> None:
     assert after(arguments, "-object") == ["memory-backend-memfd,id=ram,size=300M,share=on"]
     assert "vhost-user-vsock-pci,chardev=vsock" in after(arguments, "-device")
     assert "socket,id=vsock,fd=5" in after(arguments, "-chardev")
+
+
+def test_memory_is_merged_with_others_only_where_it_may() -> None:
+    for memory, merged, backend in (
+        (None, "off", "memory-backend-memfd,id=ram,size=300M,share=on"),
+        (GuestMemory(fd=9), "off", "memory-backend-file,id=ram,size=300M,mem-path=/proc/self/fd/9,share=on"),
+        (
+            GuestMemory(fd=9, private=True),
+            "off",
+            "memory-backend-file,id=ram,size=300M,mem-path=/proc/self/fd/9,share=off",
+        ),
+        (
+            GuestMemory(fd=9, private=True, mergeable=True),
+            "on",
+            "memory-backend-file,id=ram,size=300M,mem-path=/proc/self/fd/9,share=off",
+        ),
+    ):
+        spec = msgspec.structs.replace(SPEC, memory=memory, cid=0, disks=[])
+        descriptors = Descriptors(qmp=3, console=4, vsock=None, vsock_native=False, disks=[], memory=9)
+        arguments = qemu_argv("qemu", ARCHITECTURES["x86_64"], Accelerator.TCG, spec, descriptors)
+        assert after(arguments, "-machine")[0].endswith(f"mem-merge={merged}")
+        assert after(arguments, "-object") == [backend]
 
 
 def test_native_vsock_takes_a_descriptor() -> None:

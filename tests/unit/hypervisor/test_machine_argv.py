@@ -137,7 +137,7 @@ def test_no_vsock_without_a_context_id() -> None:
 
 def test_a_screen_only_when_asked_for() -> None:
     assert "-vnc" not in argv()
-    assert after(argv(), "-machine")[0].endswith(",graphics=off,memory-backend=ram")
+    assert after(argv(), "-machine")[0].endswith(",graphics=off,memory-backend=ram,mem-merge=off")
     arguments = argv(FirmwareBoot(name="x", uuid=UUID, vnc=True))
     assert after(arguments, "-vnc") == ["unix:/run/x/helpers/vnc.sock"]
     assert {"VGA", "usb-tablet,bus=usb.0"} <= set(after(arguments, "-device"))

@@ -116,6 +116,7 @@ def _memory(domain: ET.Element, machine: Machine) -> None:
     _text(domain, "memory", str(size.memory_mib), unit="MiB")
     # vhost-user backends (vhost-device-vsock, virtiofsd) map the guest's memory.
     backing = ET.SubElement(domain, "memoryBacking")
+    ET.SubElement(backing, "nosharepages")
     ET.SubElement(backing, "source", type="memfd")
     ET.SubElement(backing, "access", mode="shared")
 

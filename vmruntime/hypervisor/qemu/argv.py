@@ -69,7 +69,7 @@ def qemu_argv(
     return [
         qemu,
         *("-name", f"guest={parts.name},debug-threads=on"),
-        *("-machine", f"{parts.machine},memory-backend=ram"),
+        *("-machine", f"{parts.machine},memory-backend=ram,mem-merge={_merge(spec)}"),
         *("-accel", _accel(accelerator)),
         *("-cpu", parts.cpu),
         *("-smp", parts.smp),
@@ -143,6 +143,11 @@ def _base_memory(spec: VmSpec, descriptors: Descriptors) -> str:
         return f"memory-backend-memfd,{size},share=on"
     share = "off" if spec.memory.private else "on"
     return f"memory-backend-file,{size},mem-path=/proc/self/fd/{descriptors.memory},share={share}"
+
+
+def _merge(spec: VmSpec) -> str:
+    """Return whether KSM may merge the guest's pages. QEMU would let it, and time then tells one guest what others have."""
+    return "on" if spec.memory is not None and spec.memory.mergeable else "off"
 
 
 def memory_backend(size_mib: int) -> dict[str, object]:

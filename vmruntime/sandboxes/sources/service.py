@@ -77,7 +77,7 @@ class GuestSources:
         self._pace = Pace()
         self._turn = asyncio.Semaphore(STARTS_PER_PROCESSOR * (os.cpu_count() or 1))
         self._cold = ColdSource(hypervisor, place, boot_timeout)
-        self._source = TemplateSource(hypervisor, place, boot_timeout)
+        self._source = TemplateSource(hypervisor, place, boot_timeout, mergeable=settings.hypervisor.ksm)
         builder = TemplateBuilder(hypervisor, place, spares, new_id, boot_timeout)
         self._library = TemplateLibrary(hypervisor, place, TemplateFiles(paths.templates), builder, self._pace)
         warm = settings.start.source == "auto" and new_tap is not None

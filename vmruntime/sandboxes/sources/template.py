@@ -72,14 +72,16 @@ def template_size(size: VmSize) -> VmSize | None:
 class TemplateSource:
     """Brings guests back from templates."""
 
-    def __init__(self, hypervisor: Hypervisor, place: Place, timeout: float) -> None:
+    def __init__(self, hypervisor: Hypervisor, place: Place, timeout: float, *, mergeable: bool = False) -> None:
         """Take what VMs are made with.
 
         Args:
             hypervisor: The driver.
             place: Where they get their directories.
             timeout: Seconds that a guest may take to answer.
+            mergeable: Of memory that is shared until it is written: see GuestMemory.
         """
+        self._mergeable = mergeable
         self._hypervisor = hypervisor
         self._place = place
         self._timeout = timeout
@@ -118,7 +120,8 @@ class TemplateSource:
             if not private:
                 given = memfile.make(f"guest-{owner[:13]}", template.size.memory_mib * MIB)
                 descriptors.callback(os.close, given)
-            spec = msgspec.structs.replace(spec, memory=GuestMemory(fd=given, private=private), frozen=True)
+            described = GuestMemory(fd=given, private=private, mergeable=private and self._mergeable)
+            spec = msgspec.structs.replace(spec, memory=described, frozen=True)
             started: list[VirtualMachine] = []
 
             async def start() -> None:
