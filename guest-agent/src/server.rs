@@ -51,10 +51,12 @@ fn has_vsock() -> bool {
 fn until_plugged() -> Result<impl Future<Output = ()>> {
     let events = Uevents::listen().context(|| "listen to the kernel's device events")?;
     Ok(async move {
-        match events.vsock_bound().await {
-            Ok(()) => announce("connected"),
-            Err(error) => log::warn!("wait for a vsock device: {error}"),
+        while !has_vsock() {
+            if let Err(error) = events.vsock_bound().await {
+                return log::warn!("wait for a vsock device: {error}");
+            }
         }
+        announce("connected");
     })
 }
 

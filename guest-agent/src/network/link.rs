@@ -1,54 +1,48 @@
-//! Interfaces, addresses and routes through the kernel's route netlink.
+//! Interfaces, addresses and routes, as the kernel wants to be told of them.
 
 use std::collections::BTreeMap;
-use std::io;
 use std::net::IpAddr;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
-use futures_util::{StreamExt, TryStreamExt};
-use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags};
-use rtnetlink::packet_route::link::{LinkAttribute, LinkMessage};
-use rtnetlink::packet_route::route::{RouteAttribute, RouteMetric, RouteScope};
-use rtnetlink::{Handle, LinkUnspec, MulticastGroup, RouteMessageBuilder, new_multicast_connection};
-use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout_at};
 
-use super::address::{Interface, Route, show_mac};
-use crate::error::{AgentError, Result};
+use super::address::{Cidr, Interface, Route, show_mac};
+use super::netlink::{self, Batch, REPLACE, REQUEST, Socket};
+use crate::error::{AgentError, Context, Result};
 use crate::storage::disk::DEADLINE;
+use crate::storage::uevent::Uevents;
 
 /// Named so that it collides with nothing a pod would choose.
 const PARKED: &str = "vmr-parked";
+/// The length of `struct ifinfomsg`.
+const LINK_HEADER: usize = 16;
+const UP: u32 = libc::IFF_UP as u32;
+/// Counters would make answers many times longer (`RTEXT_FILTER_SKIP_STATS`).
+const WITHOUT_COUNTERS: u32 = 1 << 3;
+/// The network plugin has chosen the address: waiting for objections would only delay the pod (`IFA_F_NODAD`).
+const NO_DETECTION: u8 = 0x02;
+const PERMANENT: u16 = 0x80;
+const ON_LINK: u32 = 4;
+const MTU_METRIC: u16 = 2;
 
-pub struct Netlink {
-    handle: Handle,
-    changes: std::pin::Pin<Box<dyn futures_util::Stream<Item = ()> + Send + Sync>>,
-    connection: JoinHandle<()>,
-}
-
-impl Netlink {
-    /// Opens a socket that also hears of links that come and go.
-    ///
-    /// # Errors
-    /// When the kernel has none.
-    pub fn connect() -> io::Result<Self> {
-        let (connection, handle, messages) = new_multicast_connection(&[MulticastGroup::Link])?;
-        let connection = tokio::spawn(connection);
-        Ok(Self { handle, changes: Box::pin(messages.map(drop)), connection })
+/// The links of the interfaces and all others, as soon as all of the interfaces are there.
+///
+/// # Errors
+/// `DeadlineExceeded` naming the MAC address that did not appear.
+pub async fn wait_for(socket: &Socket, interfaces: &[Interface]) -> Result<Links> {
+    let links = Links::read(socket)?;
+    if links.missing(interfaces).is_none() {
+        return Ok(links);
     }
-
-    /// The links of the interfaces and all others, as soon as all of the interfaces are there.
-    ///
-    /// # Errors
-    /// `DeadlineExceeded` naming the MAC address that did not appear.
-    pub async fn wait_for(&mut self, interfaces: &[Interface]) -> Result<Links> {
-        let end = Instant::now() + DEADLINE;
-        loop {
-            let links = Links(self.links().await?);
-            let Some(missing) = interfaces.iter().find(|interface| links.find(interface).is_none()) else {
-                return Ok(links);
-            };
-            if timeout_at(end, self.changes.next()).await.is_err() {
+    let uevents = Uevents::listen().context(|| "listen to the kernel's device events")?;
+    let end = Instant::now() + DEADLINE;
+    loop {
+        // After the events' socket is open, so that nothing falls between looking and listening.
+        let links = Links::read(socket)?;
+        let Some(missing) = links.missing(interfaces) else { return Ok(links) };
+        match timeout_at(end, uevents.network_device()).await {
+            Ok(event) => event.context(|| "receive the kernel's device events")?,
+            Err(_) => {
                 return Err(AgentError::DeadlineExceeded(format!(
                     "the interface with MAC {} did not appear within {} s",
                     show_mac(missing.device_mac),
@@ -57,162 +51,29 @@ impl Netlink {
             }
         }
     }
-
-    /// Gives the interfaces their names and MAC addresses, whatever they have now.
-    ///
-    /// # Errors
-    /// When the kernel refuses one of them.
-    pub async fn identify(&self, interfaces: &[Interface], links: &Links) -> Result<()> {
-        let mut names: BTreeMap<String, u32> =
-            links.0.iter().map(|link| (link.name.clone(), link.index)).collect();
-        for interface in interfaces {
-            let link = links.of(interface)?;
-            // Another interface that has the name now makes room; its own turn may come.
-            if let Some(&holder) = names.get(&interface.name)
-                && holder != link.index
-            {
-                let parked = format!("{PARKED}{holder}");
-                self.set_identity(holder, Some(&parked), None).await?;
-                names.remove(&interface.name);
-                names.insert(parked, holder);
-            }
-            let named = names.get(&interface.name) == Some(&link.index);
-            let name = (!named).then_some(interface.name.as_str());
-            let mac = (link.mac != Some(interface.mac)).then_some(interface.mac);
-            self.set_identity(link.index, name, mac).await?;
-            names.retain(|_, index| *index != link.index);
-            names.insert(interface.name.clone(), link.index);
-        }
-        Ok(())
-    }
-
-    /// Moves an interface into another network namespace, where it may get another index.
-    ///
-    /// # Errors
-    /// When the kernel refuses.
-    pub async fn move_to(&self, interface: &Interface, index: u32, namespace: BorrowedFd<'_>) -> Result<()> {
-        let message = LinkUnspec::new_with_index(index).setns_by_fd(namespace.as_raw_fd()).build();
-        let moved = self.handle.link().set(message).execute().await;
-        moved.map_err(|error| failed(&format!("move {} into the pod's network", interface.name), error))
-    }
-
-    /// Sets MTU and addresses, brings the interface up and adds its permanent neighbours.
-    ///
-    /// # Errors
-    /// When the kernel refuses one of them; the text names it.
-    pub async fn configure(&self, interface: &Interface, index: u32) -> Result<()> {
-        if interface.mtu != 0 {
-            let message = LinkUnspec::new_with_index(index).mtu(interface.mtu).build();
-            let changed = self.handle.link().set(message).execute().await;
-            changed.map_err(|error| {
-                failed(&format!("set MTU {} on {}", interface.mtu, interface.name), error)
-            })?;
-        }
-        for cidr in &interface.addresses {
-            let mut request = self.handle.address().add(index, cidr.address, cidr.prefix).replace();
-            if cidr.address.is_ipv6() {
-                // The network plugin has chosen the address: waiting for objections would only delay the pod.
-                request.message_mut().attributes.push(AddressAttribute::Flags(AddressFlags::Nodad));
-            }
-            let added = request.execute().await;
-            added.map_err(|error| failed(&format!("add address {cidr} to {}", interface.name), error))?;
-        }
-        let message = LinkUnspec::new_with_index(index).up().build();
-        let changed = self.handle.link().set(message).execute().await;
-        changed.map_err(|error| failed(&format!("bring up {}", interface.name), error))?;
-        for (address, mac) in &interface.neighbours {
-            let request = self.handle.neighbours().add(index, *address).link_layer_address(mac).replace();
-            let added = request.execute().await;
-            added
-                .map_err(|error| failed(&format!("add neighbour {address} of {}", interface.name), error))?;
-        }
-        Ok(())
-    }
-
-    /// Adds a route. `on_link` says that the gateway is reached directly although no address's network has it.
-    ///
-    /// # Errors
-    /// When the kernel refuses; the text names the route.
-    pub async fn add_route(&self, route: &Route, index: u32, on_link: bool) -> Result<()> {
-        let what = || match route.gateway {
-            Some(gateway) => format!("add the route to {} by {gateway}", route.destination),
-            None => format!("add the route to {}", route.destination),
-        };
-        let invalid = |error| AgentError::InvalidArgument(format!("{}: {error}", what()));
-        let destination = route.destination;
-        let mut builder = RouteMessageBuilder::<IpAddr>::new()
-            .destination_prefix(destination.address, destination.prefix)
-            .map_err(invalid)?
-            .output_interface(index);
-        match route.gateway {
-            Some(gateway) => builder = builder.gateway(gateway).map_err(invalid)?,
-            None if destination.address.is_ipv4() => builder = builder.scope(RouteScope::Link),
-            None => {}
-        }
-        if on_link {
-            builder = builder.onlink();
-        }
-        if route.metric != 0 {
-            builder = builder.priority(route.metric);
-        }
-        if let Some(source) = route.source {
-            builder = builder.pref_source(source).map_err(invalid)?;
-        }
-        if route.mtu != 0 {
-            builder.get_mut().attributes.push(RouteAttribute::Metrics(vec![RouteMetric::Mtu(route.mtu)]));
-        }
-        let added = self.handle.route().add(builder.build()).replace().execute().await;
-        added.map_err(|error| failed(&what(), error))
-    }
-
-    async fn links(&self) -> Result<Vec<Link>> {
-        let links: std::result::Result<Vec<_>, _> = self.handle.link().get().execute().try_collect().await;
-        let links = links.map_err(|error| failed("list the interfaces", error))?;
-        Ok(links.iter().filter_map(Link::parse).collect())
-    }
-
-    /// Most kernels rename an interface only while it is down, and most devices want to be down for another address.
-    async fn set_identity(&self, index: u32, name: Option<&str>, mac: Option<[u8; 6]>) -> Result<()> {
-        if name.is_none() && mac.is_none() {
-            return Ok(());
-        }
-        let mut changed = LinkUnspec::new_with_index(index);
-        if let Some(name) = name {
-            changed = changed.name(name.to_owned());
-        }
-        if let Some(mac) = mac {
-            changed = changed.address(mac.to_vec());
-        }
-        for message in [LinkUnspec::new_with_index(index).down().build(), changed.build()] {
-            let changed = self.handle.link().set(message).execute().await;
-            changed.map_err(|error| {
-                let mac = mac.map(|mac| format!(" with MAC {}", show_mac(mac))).unwrap_or_default();
-                failed(&format!("name interface {index} {}{mac}", name.unwrap_or("as it is")), error)
-            })?;
-        }
-        Ok(())
-    }
 }
 
 /// A network device of the kernel's.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Link {
     pub index: u32,
+    up: bool,
     mac: Option<[u8; 6]>,
     name: String,
 }
 
 impl Link {
-    fn parse(message: &LinkMessage) -> Option<Self> {
-        let mac = message.attributes.iter().find_map(|attribute| match attribute {
-            LinkAttribute::Address(bytes) => bytes.as_slice().try_into().ok(),
-            _ => None,
-        });
-        let name = message.attributes.iter().find_map(|attribute| match attribute {
-            LinkAttribute::IfName(name) => Some(name.clone()),
-            _ => None,
-        })?;
-        Some(Self { index: message.header.index, mac, name })
+    fn parse(body: &[u8]) -> Option<Self> {
+        let find = |wanted: u16| {
+            netlink::attributes(body, LINK_HEADER).find(|(kind, _)| *kind == wanted).map(|(_, value)| value)
+        };
+        let name = find(libc::IFLA_IFNAME)?.split(|byte| *byte == 0).next()?;
+        Some(Self {
+            index: netlink::u32_at(body, 4)?,
+            up: netlink::u32_at(body, 8)? & UP != 0,
+            mac: find(libc::IFLA_ADDRESS).and_then(|mac| mac.try_into().ok()),
+            name: String::from_utf8_lossy(name).into_owned(),
+        })
     }
 }
 
@@ -220,10 +81,24 @@ impl Link {
 pub struct Links(Vec<Link>);
 
 impl Links {
+    fn read(socket: &Socket) -> Result<Self> {
+        let mut batch = Batch::default();
+        let flags = libc::NLM_F_REQUEST | libc::NLM_F_DUMP;
+        batch
+            .message(libc::RTM_GETLINK, flags, &[0; LINK_HEADER], "list the interfaces".into())
+            .attribute(libc::IFLA_EXT_MASK, &WITHOUT_COUNTERS.to_ne_bytes());
+        let links = socket.dump(&batch, libc::RTM_NEWLINK)?;
+        Ok(Self(links.iter().filter_map(|body| Link::parse(body)).collect()))
+    }
+
     /// The interface's link, before or after it was given the interface's own MAC address.
     fn find(&self, interface: &Interface) -> Option<&Link> {
         let with = |mac: [u8; 6]| self.0.iter().find(|link| link.mac == Some(mac));
         with(interface.device_mac).or_else(|| with(interface.mac))
+    }
+
+    fn missing<'a>(&self, interfaces: &'a [Interface]) -> Option<&'a Interface> {
+        interfaces.iter().find(|interface| self.find(interface).is_none())
     }
 
     /// # Errors
@@ -234,19 +109,153 @@ impl Links {
     }
 }
 
-impl Drop for Netlink {
-    fn drop(&mut self) {
-        self.connection.abort();
+/// Gives the interfaces their names, MAC addresses and MTUs, whatever they have now, and brings them up.
+///
+/// # Errors
+/// When one is not among the links.
+pub fn identify(batch: &mut Batch, interfaces: &[Interface], links: &Links) -> Result<()> {
+    let mut names: BTreeMap<&str, u32> =
+        links.0.iter().map(|link| (link.name.as_str(), link.index)).collect();
+    for interface in interfaces {
+        let link = links.of(interface)?;
+        let name = interface.name.as_str();
+        // Another interface that has the name now makes room; its own turn may come.
+        if let Some(&holder) = names.get(name)
+            && holder != link.index
+        {
+            take_down(batch, holder);
+            let parked = format!("{PARKED}{holder}\0");
+            let purpose = format!("rename interface {holder}, which is named {name}");
+            change(batch, holder, 0, 0, purpose).attribute(libc::IFLA_IFNAME, parked.as_bytes());
+        }
+        let named = names.get(name) == Some(&link.index);
+        let has_mac = link.mac == Some(interface.mac);
+        // Most kernels rename an interface only while it is down, and most devices want to be down for another address.
+        if link.up && !(named && has_mac) {
+            take_down(batch, link.index);
+        }
+        let purpose = format!("bring up {name} with MAC {}, MTU {}", show_mac(interface.mac), interface.mtu);
+        let mut message = change(batch, link.index, UP, UP, purpose);
+        if !has_mac {
+            message = message.attribute(libc::IFLA_ADDRESS, &interface.mac);
+        }
+        if interface.mtu != 0 {
+            message = message.attribute(libc::IFLA_MTU, &interface.mtu.to_ne_bytes());
+        }
+        if !named {
+            message.attribute(libc::IFLA_IFNAME, format!("{name}\0").as_bytes());
+        }
+        names.retain(|_, index| *index != link.index);
+        names.insert(name, link.index);
+    }
+    Ok(())
+}
+
+/// Moves an interface into another network namespace, where it may get another index.
+pub fn move_to(batch: &mut Batch, interface: &Interface, index: u32, namespace: BorrowedFd<'_>) {
+    let purpose = format!("move {} into the pod's network", interface.name);
+    let descriptor = namespace.as_raw_fd().to_ne_bytes();
+    change(batch, index, 0, 0, purpose).attribute(libc::IFLA_NET_NS_FD, &descriptor);
+}
+
+/// Adds addresses and permanent neighbours.
+pub fn address(batch: &mut Batch, interface: &Interface, index: u32) {
+    for cidr in &interface.addresses {
+        let flags = if cidr.address.is_ipv6() { NO_DETECTION } else { 0 };
+        // struct ifaddrmsg
+        let mut header = vec![family(cidr.address), cidr.prefix, flags, 0];
+        header.extend(index.to_ne_bytes());
+        let purpose = format!("add address {cidr} to {}", interface.name);
+        let address = octets(cidr.address);
+        let message = batch
+            .message(libc::RTM_NEWADDR, REPLACE, &header, purpose)
+            .attribute(libc::IFA_ADDRESS, &address)
+            .attribute(libc::IFA_LOCAL, &address);
+        if let Some(broadcast) = broadcast(*cidr) {
+            message.attribute(libc::IFA_BROADCAST, &broadcast);
+        }
+    }
+    for (address, mac) in &interface.neighbours {
+        // struct ndmsg
+        let mut header = vec![family(*address), 0, 0, 0];
+        header.extend(index.to_ne_bytes());
+        header.extend(PERMANENT.to_ne_bytes());
+        header.extend([0, 0]);
+        let purpose = format!("add neighbour {address} of {}", interface.name);
+        batch
+            .message(libc::RTM_NEWNEIGH, REPLACE, &header, purpose)
+            .attribute(libc::NDA_DST, &octets(*address))
+            .attribute(libc::NDA_LLADDR, mac);
     }
 }
 
-/// The kernel's error number says more than the library's text around it.
-fn failed(what: &str, error: rtnetlink::Error) -> AgentError {
-    match error {
-        rtnetlink::Error::NetlinkError(message) => {
-            AgentError::Internal(format!("{what}: {}", message.to_io()))
+/// Adds a route. `on_link` says that the gateway is reached directly although no address's network has it.
+pub fn add_route(batch: &mut Batch, route: &Route, index: u32, on_link: bool) {
+    let destination = route.destination;
+    let purpose = match route.gateway {
+        Some(gateway) => format!("add the route to {destination} by {gateway}"),
+        None => format!("add the route to {destination}"),
+    };
+    let scope = match route.gateway {
+        None if destination.address.is_ipv4() => libc::RT_SCOPE_LINK,
+        _ => libc::RT_SCOPE_UNIVERSE,
+    };
+    // struct rtmsg
+    let mut header = vec![family(destination.address), destination.prefix, 0, 0];
+    header.extend([libc::RT_TABLE_MAIN, libc::RTPROT_STATIC, scope, libc::RTN_UNICAST]);
+    header.extend(if on_link { ON_LINK } else { 0 }.to_ne_bytes());
+    let mut message = batch
+        .message(libc::RTM_NEWROUTE, REPLACE, &header, purpose)
+        .attribute(libc::RTA_DST, &octets(destination.address))
+        .attribute(libc::RTA_OIF, &index.to_ne_bytes());
+    if let Some(gateway) = route.gateway {
+        message = message.attribute(libc::RTA_GATEWAY, &octets(gateway));
+    }
+    if route.metric != 0 {
+        message = message.attribute(libc::RTA_PRIORITY, &route.metric.to_ne_bytes());
+    }
+    if let Some(source) = route.source {
+        message = message.attribute(libc::RTA_PREFSRC, &octets(source));
+    }
+    if route.mtu != 0 {
+        let mtu = netlink::nested(MTU_METRIC, &route.mtu.to_ne_bytes());
+        message.attribute(libc::RTA_METRICS, &mtu);
+    }
+}
+
+fn take_down(batch: &mut Batch, index: u32) {
+    change(batch, index, 0, UP, format!("take interface {index} down"));
+}
+
+/// Begins a change of a link: of the flags in `mask`, and of what attributes say.
+fn change(batch: &mut Batch, index: u32, flags: u32, mask: u32, purpose: String) -> netlink::Message<'_> {
+    // struct ifinfomsg
+    let mut header = vec![0; 4];
+    for number in [index, flags, mask] {
+        header.extend(number.to_ne_bytes());
+    }
+    batch.message(libc::RTM_SETLINK, REQUEST, &header, purpose)
+}
+
+fn family(address: IpAddr) -> u8 {
+    let family = if address.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
+    u8::try_from(family).unwrap_or_default()
+}
+
+fn octets(address: IpAddr) -> Vec<u8> {
+    match address {
+        IpAddr::V4(address) => address.octets().into(),
+        IpAddr::V6(address) => address.octets().into(),
+    }
+}
+
+fn broadcast(cidr: Cidr) -> Option<[u8; 4]> {
+    match cidr.address {
+        IpAddr::V4(address) => {
+            let hosts = u32::MAX.checked_shr(cidr.prefix.into()).unwrap_or_default();
+            Some((address.to_bits() | hosts).to_be_bytes())
         }
-        other => AgentError::Internal(format!("{what}: {other}")),
+        IpAddr::V6(_) => None,
     }
 }
 
@@ -258,7 +267,7 @@ mod tests {
     const OWN: [u8; 6] = [2, 0, 0, 0, 0, 2];
 
     fn link(index: u32, mac: Option<[u8; 6]>) -> Link {
-        Link { index, mac, name: format!("eth{index}") }
+        Link { index, up: false, mac, name: format!("eth{index}") }
     }
 
     fn interface(mac: [u8; 6], device_mac: [u8; 6]) -> Interface {
@@ -274,5 +283,13 @@ mod tests {
         assert_eq!(found(&[link(1, None), link(2, Some(PLUGGED))]), Some(2));
         assert_eq!(found(&[link(2, Some(OWN)), link(3, Some(PLUGGED))]), Some(3));
         assert_eq!(found(&[link(2, Some(OWN))]), Some(2));
+    }
+
+    #[test]
+    fn broadcast_addresses() {
+        let of = |text: &str| broadcast(Cidr::parse(text).unwrap());
+        assert_eq!(of("10.1.2.3/24"), Some([10, 1, 2, 255]));
+        assert_eq!(of("10.1.2.3/32"), Some([10, 1, 2, 3]));
+        assert_eq!(of("fd00::1/64"), None);
     }
 }

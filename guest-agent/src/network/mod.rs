@@ -5,14 +5,15 @@ pub mod counters;
 pub mod files;
 pub mod home;
 pub mod link;
+mod netlink;
 pub mod sysctl;
 
 use std::os::fd::AsFd;
 
-use crate::error::{AgentError, Context, Result};
+use crate::error::{AgentError, Result};
 use crate::proto;
 use address::{Cidr, Interface, Route};
-use link::Netlink;
+use netlink::{Batch, Socket};
 
 /// Waits for the interfaces, names and addresses them and sets the routes. Doing it again changes nothing.
 ///
@@ -24,18 +25,19 @@ pub async fn configure(interfaces: &[proto::Interface], routes: &[proto::Route])
     if interfaces.is_empty() && routes.is_empty() {
         return Ok(());
     }
-    let mut netlink = Netlink::connect().context(|| "open a netlink socket")?;
-    let links = netlink.wait_for(&interfaces).await?;
-    netlink.identify(&interfaces, &links).await?;
+    let socket = Socket::open()?;
+    let links = link::wait_for(&socket, &interfaces).await?;
+    let mut batch = Batch::default();
+    link::identify(&mut batch, &interfaces, &links)?;
     for interface in &interfaces {
-        netlink.configure(interface, links.of(interface)?.index).await?;
+        link::address(&mut batch, interface, links.of(interface)?.index);
     }
     for route in &routes {
         let interface = interface_of(route, &interfaces)?;
         let on_link = route.gateway.is_some_and(|gateway| !reaches(interface, gateway));
-        netlink.add_route(route, links.of(interface)?.index, on_link).await?;
+        link::add_route(&mut batch, route, links.of(interface)?.index, on_link);
     }
-    Ok(())
+    socket.run(&batch)
 }
 
 /// Goes through the motions with an interface that has everything already.
@@ -62,12 +64,13 @@ pub async fn hand_over(interfaces: &[proto::Interface], namespace: impl AsFd) ->
     if interfaces.is_empty() {
         return Ok(());
     }
-    let mut netlink = Netlink::connect().context(|| "open a netlink socket")?;
-    let links = netlink.wait_for(&interfaces).await?;
+    let socket = Socket::open()?;
+    let links = link::wait_for(&socket, &interfaces).await?;
+    let mut batch = Batch::default();
     for interface in &interfaces {
-        netlink.move_to(interface, links.of(interface)?.index, namespace.as_fd()).await?;
+        link::move_to(&mut batch, interface, links.of(interface)?.index, namespace.as_fd());
     }
-    Ok(())
+    socket.run(&batch)
 }
 
 fn interface_of<'a>(route: &Route, interfaces: &'a [Interface]) -> Result<&'a Interface> {

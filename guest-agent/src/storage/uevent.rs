@@ -35,7 +35,15 @@ impl Uevents {
     /// # Errors
     /// When the socket fails.
     pub async fn block_device(&self) -> io::Result<()> {
-        self.until(is_block_device).await
+        self.until(|message| comes(message, b"SUBSYSTEM=block")).await
+    }
+
+    /// Waits until a network device has been added or has changed.
+    ///
+    /// # Errors
+    /// When the socket fails.
+    pub async fn network_device(&self) -> io::Result<()> {
+        self.until(|message| comes(message, b"SUBSYSTEM=net")).await
     }
 
     /// Waits until a driver has taken a vsock device into use.
@@ -61,8 +69,8 @@ impl Uevents {
     }
 }
 
-fn is_block_device(message: &[u8]) -> bool {
-    has(message, b"SUBSYSTEM=block") && !has(message, b"ACTION=remove")
+fn comes(message: &[u8], subsystem: &[u8]) -> bool {
+    has(message, subsystem) && !has(message, b"ACTION=remove")
 }
 
 /// Which driver it is does not matter; 19 is the number of a vsock device in the virtio specification.
@@ -86,11 +94,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_block_devices_that_come() {
-        assert!(is_block_device(b"add@/devices/x/block/sda\0ACTION=add\0SUBSYSTEM=block\0DEVNAME=sda\0"));
-        assert!(!is_block_device(b"remove@/devices/x\0ACTION=remove\0SUBSYSTEM=block\0"));
-        assert!(!is_block_device(b"add@/devices/x\0ACTION=add\0SUBSYSTEM=net\0"));
-        assert!(!is_block_device(b""));
+    fn only_devices_that_come() {
+        let block = |message| comes(message, b"SUBSYSTEM=block");
+        assert!(block(b"add@/devices/x/block/sda\0ACTION=add\0SUBSYSTEM=block\0DEVNAME=sda\0"));
+        assert!(!block(b"remove@/devices/x\0ACTION=remove\0SUBSYSTEM=block\0"));
+        assert!(!block(b"add@/devices/x\0ACTION=add\0SUBSYSTEM=net\0"));
+        assert!(!block(b""));
     }
 
     #[test]
