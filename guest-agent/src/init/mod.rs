@@ -32,6 +32,7 @@ pub fn prepare() -> Result<CommandLine> {
     mounts::directories()?;
     mounts::delegate_cgroups()?;
     raise_limits();
+    report_small_pieces();
     bring_up_loopback();
     Ok(options)
 }
@@ -50,6 +51,12 @@ fn raise_limits() {
     if let Err(error) = setrlimit(Resource::RLIMIT_NOFILE, OPEN_FILES_SOFT, OPEN_FILES_HARD) {
         log::warn!("raise the limit of open files: {error}");
     }
+}
+
+/// Free memory goes back to the host in pieces of 64 KiB, not only in whole huge pages: after a pod that has used 100 MB
+/// that is 11 MiB more. A kernel without the option, or a machine without a balloon, gives nothing back anyway.
+fn report_small_pieces() {
+    let _ = std::fs::write("/sys/module/page_reporting/parameters/page_reporting_order", "4");
 }
 
 fn bring_up_loopback() {

@@ -120,7 +120,8 @@ def kernel_command_line(architecture: Architecture, extra: str) -> str:
     timer doesn't work"); under KVM the kernel leaves that out by itself.
     """
     base = f"console={architecture.serial} quiet loglevel=4 panic=-1 reboot=t i8042.noaux i8042.nokbd tsc=reliable"
-    base += " no_timer_check"
+    # dummy: else every guest has a dummy0, and those that start from one template the same MAC address on it.
+    base += " no_timer_check dummy.numdummies=0"
     # Memory that is plugged in is used at once, and kept free of what cannot be moved away again.
     return f"{base} memhp_default_state=online_movable {extra}".strip()
 
