@@ -20,7 +20,6 @@ from bench.client import Client
 from bench.containerd import Containerd, containerd
 from tests.support.daemon import GUEST, Daemon
 from tests.support.load import MeasuredDaemon, measured_daemon
-from vmruntime.config.settings import Settings
 from vmruntime.generated import cri_pb2 as cri
 from vmruntime.hypervisor.interface import Accelerator
 from vmruntime.model.resources import VmSize
@@ -83,19 +82,18 @@ class Node(Client):
 
     def source_of(self, pod: str) -> str:
         """Return where a pod's VM came from."""
-        return str(self.info(pod).get("source", "cold"))
+        return str(self.info(pod)["source"])
 
     def sources_of(self, pods: Iterable[str]) -> dict[str, int]:
         """Return how many pods' VMs came from where."""
         return dict(sorted(Counter(self.source_of(pod) for pod in pods).items()))
 
     def _complete(self, start: dict[str, Any]) -> bool:
-        """Whether all is there that starts need; a daemon that says nothing has only one way."""
-        if not start:
-            return True
-        if self.source == "auto":
-            return bool(start["template"] != "building")
-        return start["template"] == "ready" and (self.source != "warm" or start["warm"] >= WARM)
+        """Whether all is there that starts need, as far as it is known what that is."""
+        templates = start.get("templates", {}).values()
+        if "building" in templates or self.source == "auto":
+            return "building" not in templates
+        return "ready" in templates and (self.source != "warm" or start["warm"] >= WARM)
 
     def _status(self, key: str) -> dict[str, Any]:
         status = self.runtime.Status(cri.StatusRequest(verbose=True))
@@ -131,7 +129,7 @@ class Bed:
             source: Where its pods' VMs come from.
             extra: More configuration, as TOML.
         """
-        settings = (_START[source] if self.has_sources else "") + extra
+        settings = _START[source] + extra
         if self._node is not None and self._node[0].source == source and self._node[1] == settings:
             return self._node[0]
         self.rest()
@@ -152,11 +150,6 @@ class Bed:
         """End the daemon, so that it is not in the way of a measure that brings its own."""
         self._node = None
         self._daemon.close()
-
-    @property
-    def has_sources(self) -> bool:
-        """Whether the daemon has several sources of VMs."""
-        return "start" in Settings.__struct_fields__
 
     @property
     def containerd(self) -> Client:

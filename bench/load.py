@@ -32,9 +32,8 @@ def ten_pods_at_once(bed: Bed) -> list[Record]:
     words = "one pod alone on the same daemon"
     found = _ten(bed, bed.node())
     more = [beside("containerd and runc, ten at once", found.ten, found.containerd)]
-    if bed.has_sources:
-        templates = _ten(bed, bed.node("template"))
-        more.append(beside(words, templates.ten, templates.one, what="all from the template"))
+    templates = _ten(bed, bed.node("template"))
+    more.append(beside(words, templates.ten, templates.one, what="all from the template"))
     extra = {"beside": more, "sources": dict(found.sources)}
     return [record("ten_pods_at_once", "ms", found.ten, peer=words, peer_values=found.one, extra=extra)]
 
