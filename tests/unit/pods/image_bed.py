@@ -126,8 +126,7 @@ class ImageDaemon(Daemon):
     @classmethod
     async def open(cls, world: ImageWorld, faults: Faults | None = None) -> ImageDaemon:
         """Open the store and recover."""
-        database = StepStore(world.paths.database)
-        database.faults = faults or Faults()
+        database = StepStore(world.paths.database, faults or Faults())
         await database._thread.run(database._open)
         daemon = cls(world, database, database.faults)
         await recover(daemon.context)

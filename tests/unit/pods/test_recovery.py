@@ -173,14 +173,14 @@ async def test_a_guest_that_does_not_answer_is_given_up(node: Node, monkeypatch:
     container = await node.daemon.run(pod)
     record = replace(node.daemon.pods.container(container), state=ContainerState.REMOVING)
     await PodRecords(node.daemon.database).put_container(record)
-    monkeypatch.setattr(recovery, "ADOPT_SECONDS", 1.0)
+    monkeypatch.setattr(recovery, "ADOPT_SECONDS", 0.5)
     monkeypatch.setattr(recovery, "AT_ONCE", 1)  # so that it is known whose step comes first
     faults = Faults()
     hold = faults.hold(step)
     daemon = await node.restart(faults)
     assert hold.reached.is_set()
     found = {one.id: one for one in daemon.pods.sandboxes()}
-    assert (found[pod].state, found[pod].reason) == (SandboxState.NOTREADY, "it could not be taken over within 1 s")
+    assert (found[pod].state, found[pod].reason) == (SandboxState.NOTREADY, "it could not be taken over within 0.5 s")
     assert found[other].state is SandboxState.READY
     assert node.world.backend.running == [other]
 

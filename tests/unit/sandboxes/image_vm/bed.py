@@ -232,8 +232,7 @@ async def open_bed() -> AsyncIterator[Bed]:
     """Yield a host with nothing; afterwards its machines end."""
     with place_of_its_own() as directory:
         base = Path(directory)
-        database = StepStore(base / "db")
-        database.faults = Faults()
+        database = StepStore(base / "db", Faults())
         await database._thread.run(database._open)
         bed = Bed(base, database)
         try:
