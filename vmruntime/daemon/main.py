@@ -32,6 +32,7 @@ from vmruntime.daemon.tracing import tracing_to
 from vmruntime.errors import FailedPrecondition
 from vmruntime.hypervisor.devices import host_architecture
 from vmruntime.hypervisor.interface import Accelerator, VsockTransport
+from vmruntime.hypervisor.qemu.aio import choose_aio
 from vmruntime.hypervisor.qemu.driver import QemuHypervisor, find_qemu
 from vmruntime.hypervisor.vsock import choose_transport, find_vsock
 from vmruntime.ids import new_id
@@ -224,6 +225,8 @@ async def _hypervisor(settings: Settings, paths: Paths, owned: OwnedResources, f
     for directory in (paths.sandboxes, paths.disks, paths.pods):  # refuse to start rather than fail at the first pod
         await check_passage(directory, wanted.user)
 
+    aio = await choose_aio(qemu, wanted.user)
+
     def driver(accelerator: Accelerator) -> QemuHypervisor:
         return QemuHypervisor(
             qemu=qemu,
@@ -232,6 +235,7 @@ async def _hypervisor(settings: Settings, paths: Paths, owned: OwnedResources, f
             transport=transport,
             vsock_program=program,
             user=wanted.user,
+            aio=aio,
         )
 
     def trial() -> ContainerVmBackend:

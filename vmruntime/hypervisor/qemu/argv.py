@@ -9,6 +9,7 @@ import msgspec
 from vmruntime.hypervisor.devices import Architecture
 from vmruntime.hypervisor.helpers import SCREEN_SOCKET
 from vmruntime.hypervisor.interface import Accelerator, FirmwareBoot, KernelBoot, VmSpec
+from vmruntime.hypervisor.qemu.aio import SANDBOX, THREADS
 from vmruntime.hypervisor.qemu.blockdev import OpenDisk, disk_arguments
 from vmruntime.hypervisor.qemu.cpu import smp_argument
 from vmruntime.hypervisor.qemu.machine_argv import BALLOON, MachineDescriptors, Parts, machine_parts, root_ports
@@ -19,6 +20,9 @@ HOTPLUG_PORTS = 8
 """For NICs, the share, more memory, and the vsock of a guest that was frozen without one."""
 
 MEMORY_BLOCK_MIB = 128
+MOST_QUEUES = 4
+"""Each takes memory of every guest."""
+
 MEMORY = "memory"
 
 
@@ -54,7 +58,12 @@ class Descriptors(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def qemu_argv(
-    qemu: str, architecture: Architecture, accelerator: Accelerator, spec: VmSpec, descriptors: Descriptors
+    qemu: str,
+    architecture: Architecture,
+    accelerator: Accelerator,
+    spec: VmSpec,
+    descriptors: Descriptors,
+    aio: str = THREADS,
 ) -> list[str]:
     """Return the arguments that start one VM.
 
@@ -76,17 +85,17 @@ def qemu_argv(
         *("-m", _memory(spec.size)),
         *("-object", _base_memory(spec, descriptors)),
         *("-nodefaults", "-no-user-config", *parts.ending, "-display", "none", "-msg", "timestamp=on"),
-        *("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"),
+        *("-sandbox", SANDBOX),
         *("-chardev", f"socket,id=qmp,fd={descriptors.qmp},server=on,wait=off"),
         *("-mon", "chardev=qmp,mode=control"),
         *("-chardev", f"socket,id=console,fd={descriptors.console},server=on,wait=off{parts.console}"),
         *("-serial", "chardev:console"),
         *parts.boot,
         *("-device", "virtio-rng-pci"),
-        *("-device", "virtio-scsi-pci,id=scsi0,num_queues=1"),
+        *("-device", f"virtio-scsi-pci,id=scsi0,num_queues={_queues(spec.size)}"),
         *_vsock(spec.cid, descriptors),
         *parts.ports,
-        *disk_arguments(spec.disks, descriptors.disks, boot=descriptors.machine is not None),
+        *disk_arguments(spec.disks, descriptors.disks, boot=descriptors.machine is not None, aio=aio),
         *architecture.extra,
     ]
 
@@ -102,7 +111,8 @@ def _parts(architecture: Architecture, accelerator: Accelerator, spec: VmSpec, d
         cpu=architecture.cpu[accelerator.value],
         smp=smp_argument(spec.size),
         ending=["-no-reboot"],
-        boot=[*_kernel(spec.boot, architecture), *_balloon(), *(("-incoming", "defer") if spec.frozen else ())],
+        # A frozen guest has booted: QEMU would only keep kernel and initramfs in memory.
+        boot=[*(("-incoming", "defer") if spec.frozen else _kernel(spec.boot, architecture)), *_balloon()],
         ports=root_ports(HOTPLUG_PORTS),
     )
 
@@ -180,6 +190,11 @@ def _vsock(cid: int, descriptors: Descriptors) -> Sequence[str]:
         *("-chardev", f"socket,id=vsock,fd={descriptors.vsock}"),
         *("-device", "vhost-user-vsock-pci,chardev=vsock"),
     )
+
+
+def _queues(size: VmSize) -> int:
+    """Return how many processors may speak to the disks at once: those that the VM may get are counted, a few of them."""
+    return max(1, min(MOST_QUEUES, size.max_vcpus))
 
 
 def _balloon() -> Sequence[str]:

@@ -13,6 +13,7 @@ import msgspec
 
 from vmruntime.hypervisor.errors import HypervisorError
 from vmruntime.hypervisor.interface import Disk
+from vmruntime.hypervisor.qemu.aio import THREADS
 from vmruntime.model.image_pod import DiskDriver
 
 BACKING_LABEL = "backing of "
@@ -68,7 +69,9 @@ def backing_label(serial: str) -> str:
     return f"{BACKING_LABEL}{serial}"
 
 
-def disk_blockdev(disk: Disk, fdset: int, *, device: bool = False, backing: int | None = None) -> dict[str, object]:
+def disk_blockdev(
+    disk: Disk, fdset: int, *, device: bool = False, backing: int | None = None, aio: str = THREADS
+) -> dict[str, object]:
     """Return the blockdev-add arguments of a disk behind a descriptor set.
 
     Args:
@@ -76,6 +79,7 @@ def disk_blockdev(disk: Disk, fdset: int, *, device: bool = False, backing: int 
         fdset: Its descriptor set.
         device: It is a block device, not a file.
         backing: The descriptor set of what is below it.
+        aio: How QEMU reads and writes: see aio.py.
     """
     node: dict[str, object] = {
         "driver": disk.format,
@@ -83,13 +87,13 @@ def disk_blockdev(disk: Disk, fdset: int, *, device: bool = False, backing: int 
         "read-only": disk.readonly,
         # Freed blocks of the writable layer go back to the host's file system.
         "discard": "ignore" if disk.readonly else "unmap",
-        "file": _file(fdset, readonly=disk.readonly, device=device),
+        "file": _file(fdset, readonly=disk.readonly, device=device, aio=aio),
     }
     if disk.size:
         node["size"] = disk.size
     if disk.format == "qcow2":
         # None, not left out: else QEMU would open what the file's header names.
-        node["backing"] = None if disk.backing is None or backing is None else _below(disk.backing.format, backing)
+        node["backing"] = None if disk.backing is None or backing is None else _below(disk.backing.format, backing, aio)
     return node
 
 
@@ -130,7 +134,7 @@ def device_name(serial: str) -> str:
     return f"dev-{node_name(serial)}"
 
 
-def disk_arguments(disks: list[Disk], opened: list[OpenDisk], *, boot: bool) -> list[str]:
+def disk_arguments(disks: list[Disk], opened: list[OpenDisk], *, boot: bool, aio: str = THREADS) -> list[str]:
     """Return the command-line arguments of the disks that are there from the start.
 
     Disk n is behind descriptor set n; what is below the disks comes after them.
@@ -139,6 +143,7 @@ def disk_arguments(disks: list[Disk], opened: list[OpenDisk], *, boot: bool) -> 
         disks: The disks.
         opened: Their descriptors.
         boot: The firmware boots from the first one.
+        aio: See aio.py.
     """
     arguments: list[str] = []
     below = len(disks)
@@ -148,24 +153,25 @@ def disk_arguments(disks: list[Disk], opened: list[OpenDisk], *, boot: bool) -> 
         if descriptors.backing is not None:
             backing, below = below, below + 1
             arguments += ["-add-fd", f"fd={descriptors.backing},set={backing},opaque={backing_label(disk.serial)}"]
-        node = disk_blockdev(disk, number, device=descriptors.block_device, backing=backing)
+        node = disk_blockdev(disk, number, device=descriptors.block_device, backing=backing, aio=aio)
         device = disk_device(disk, bootindex=1 if boot and number == 0 else None)
         arguments += ["-blockdev", msgspec.json.encode(node).decode()]
         arguments += ["-device", msgspec.json.encode(device).decode()]
     return arguments
 
 
-def _file(fdset: int, *, readonly: bool, device: bool) -> dict[str, object]:
+def _file(fdset: int, *, readonly: bool, device: bool, aio: str = THREADS) -> dict[str, object]:
     return {
         "driver": "host_device" if device else "file",
         "filename": f"/dev/fdset/{fdset}",
+        "aio": aio,
         "read-only": readonly,
         # Layers are immutable and shared by every VM: no lock; the writable layer has one user.
         "locking": "off" if readonly else "auto",
     }
 
 
-def _below(image_format: str, fdset: int) -> dict[str, Any]:
+def _below(image_format: str, fdset: int, aio: str) -> dict[str, Any]:
     node: dict[str, Any] = {"driver": image_format, "read-only": True}
-    node["file"] = _file(fdset, readonly=True, device=False)
+    node["file"] = _file(fdset, readonly=True, device=False, aio=aio)
     return node if image_format == "raw" else node | {"backing": None}

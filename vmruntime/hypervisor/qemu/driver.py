@@ -21,6 +21,7 @@ from vmruntime.hypervisor.disks import check_disks
 from vmruntime.hypervisor.errors import HypervisorError, VmGone
 from vmruntime.hypervisor.helpers import make_helper_directory, start_vsock, take_screen
 from vmruntime.hypervisor.interface import Accelerator, FirmwareBoot, Recorder, VmHandle, VmSpec, VsockTransport
+from vmruntime.hypervisor.qemu.aio import THREADS
 from vmruntime.hypervisor.qemu.argv import Descriptors, qemu_argv
 from vmruntime.hypervisor.qemu.descriptors import open_descriptors
 from vmruntime.hypervisor.qemu.monitor import Monitor
@@ -43,7 +44,10 @@ class QemuHypervisor:
         transport: VsockTransport,
         vsock_program: str,
         user: str,
+        aio: str = THREADS,
     ) -> None:
+        """Take what VMs are made with; aio: see aio.py."""
+        self._aio = aio
         self._qemu = qemu
         self._architecture = architecture
         self._accelerator = accelerator
@@ -158,7 +162,7 @@ class QemuHypervisor:
     @tracing.timed("vm.process")
     async def _spawn(self, spec: VmSpec, descriptors: Descriptors, record: Recorder) -> DetachedProcess:
         return await DetachedProcess.spawn(
-            qemu_argv(self._qemu, self._architecture, self._accelerator, spec, descriptors),
+            qemu_argv(self._qemu, self._architecture, self._accelerator, spec, descriptors, self._aio),
             record=lambda identity: record("qemu", identity),
             log=spec.directory / "qemu.log",
             user=self._user,
@@ -173,7 +177,7 @@ class QemuHypervisor:
         waiting: Waiting | None = None,
     ) -> QemuVm:
         """Connect to the monitor and get to know the VM; when that fails, nothing stays connected."""
-        vm = QemuVm(handle, process, helpers, monitor := Monitor(handle.id[:13]), waiting)
+        vm = QemuVm(handle, process, helpers, monitor := Monitor(handle.id[:13]), waiting, aio=self._aio)
         try:
             await _answer(process, monitor, Path(handle.directory))
             await vm.open()

@@ -10,6 +10,7 @@ from vmruntime.hypervisor.endings import end_by_status
 from vmruntime.hypervisor.errors import HypervisorError
 from vmruntime.hypervisor.interface import Disk, VmEnd, VmHandle
 from vmruntime.hypervisor.qemu import freeze
+from vmruntime.hypervisor.qemu.aio import THREADS
 from vmruntime.hypervisor.qemu.monitor import Monitor
 from vmruntime.hypervisor.qmp.vm import QmpVm
 from vmruntime.hypervisor.vsock import tail_of
@@ -39,6 +40,7 @@ class QemuVm(QmpVm):
         helpers: Processes that serve the VM.
         monitor: Connected.
         waiting: It was started for a frozen guest.
+        aio: How it reads and writes disks.
     """
 
     def __init__(
@@ -48,8 +50,10 @@ class QemuVm(QmpVm):
         helpers: list[DetachedProcess],
         monitor: Monitor,
         waiting: Waiting | None = None,
+        *,
+        aio: str = THREADS,
     ) -> None:
-        super().__init__(handle, process, helpers, monitor)
+        super().__init__(handle, process, helpers, monitor, aio=aio)
         self._qmp = monitor
         self._waiting = waiting
 

@@ -10,6 +10,7 @@ from vmruntime.aio.pipeline import in_thread
 from vmruntime.hypervisor.disks import check_disks
 from vmruntime.hypervisor.errors import HypervisorError
 from vmruntime.hypervisor.interface import Disk, Nic
+from vmruntime.hypervisor.qemu.aio import THREADS
 from vmruntime.hypervisor.qemu.argv import HOTPLUG_PORTS
 from vmruntime.hypervisor.qemu.blockdev import (
     BACKING_LABEL,
@@ -41,11 +42,13 @@ class Devices:
 
     Args:
         monitor: QEMU's.
-        by_firmware: The VM boots from its disk: it has more ports, and virtio-blk disks may be in them.
+        by_firmware: The VM boots from its disk: virtio-blk disks may be in its ports.
+        aio: How QEMU reads and writes what is plugged in: see hypervisor/qemu/aio.py.
     """
 
-    def __init__(self, monitor: Monitor, *, by_firmware: bool) -> None:
+    def __init__(self, monitor: Monitor, *, by_firmware: bool, aio: str = THREADS) -> None:
         self._monitor = monitor
+        self._aio = aio
         self._by_port = by_firmware
         self._most_ports = MACHINE_PORTS if by_firmware else HOTPLUG_PORTS
         self._ports = list(range(self._most_ports))
@@ -78,7 +81,7 @@ class Devices:
                 port = self._take_port(disk.serial)
                 undo.callback(self._ports.insert, 0, port)
             fdset, backing, is_device = await self._add_fds(disk, undo)
-            arguments = disk_blockdev(disk, fdset, device=is_device, backing=backing)
+            arguments = disk_blockdev(disk, fdset, device=is_device, backing=backing, aio=self._aio)
             await self._monitor.execute("blockdev-add", arguments)
             undo.push_async_callback(self._quietly, "blockdev-del", {"node-name": node})
             await self._monitor.execute("device_add", disk_device(disk, port=port, bootindex=bootindex))

@@ -10,6 +10,7 @@ from vmruntime.aio.tasks import TaskScope
 from vmruntime.hypervisor.console import ConsoleFile, ConsoleLog
 from vmruntime.hypervisor.errors import HypervisorError
 from vmruntime.hypervisor.interface import Disk, Nic, VmEnd, VmHandle
+from vmruntime.hypervisor.qemu.aio import THREADS
 from vmruntime.hypervisor.qemu.balloon import balloon_stats, poll_balloon
 from vmruntime.hypervisor.qemu.endings import Endings
 from vmruntime.hypervisor.qemu.machine_argv import BALLOON
@@ -36,6 +37,7 @@ class QmpVm:
         monitor: Monitor,
         *,
         balloon: str = BALLOON,
+        aio: str = THREADS,
     ) -> None:
         self._handle = handle
         self._process = process
@@ -43,7 +45,7 @@ class QmpVm:
         self._monitor = monitor
         self._balloon = balloon
         self._by_firmware = bool(handle.uuid)
-        self._devices = Devices(monitor, by_firmware=self._by_firmware)
+        self._devices = Devices(monitor, by_firmware=self._by_firmware, aio=aio)
         self._scope = TaskScope(f"vm {handle.id[:13]}")
         self.directory = Path(handle.directory)
         self.console = ConsoleFile(self.directory) if self._by_firmware else ConsoleLog(self.directory)
