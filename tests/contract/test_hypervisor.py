@@ -30,7 +30,16 @@ from vmruntime.aio.detached import DetachedProcess, ProcessIdentity
 from vmruntime.errors import Internal
 from vmruntime.hypervisor.errors import HypervisorError, VmGone
 from vmruntime.hypervisor.fake import FakeHypervisor
-from vmruntime.hypervisor.interface import Disk, GuestMemory, Hypervisor, KernelBoot, Nic, VirtualMachine, VmSpec
+from vmruntime.hypervisor.interface import (
+    Disk,
+    GuestMemory,
+    Hypervisor,
+    KernelBoot,
+    Nic,
+    PluggedNic,
+    VirtualMachine,
+    VmSpec,
+)
 from vmruntime.model.resources import VmSize
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -207,15 +216,21 @@ def _memory(size_mib: int) -> int:
 
 
 async def test_a_frozen_guest_goes_on_in_other_vms(driver: Driver) -> None:
-    """Two guests of one: each has a CID, a disk and memory of its own, and is held until it is let go on."""
-    bare = msgspec.structs.replace(driver.spec(), cid=0)
+    """Two guests of one: each has a CID, a disk, a tap and memory of its own, and is held until it is let go on."""
+    bare = msgspec.structs.replace(driver.spec(driver.disk("frozen")), cid=0)
     if not await driver.hypervisor.shape(bare):
         pytest.skip("this driver freezes no guests")
     with contextlib.ExitStack() as descriptors:
         memory = _memory(bare.size.memory_mib)
         descriptors.callback(os.close, memory)
+
+        def nic() -> PluggedNic:
+            tap = driver.tap()
+            descriptors.callback(os.close, tap)
+            return PluggedNic(nic=Nic(id="first", mac="02:00:00:00:00:07"), tap_fd=tap)
+
         source = await driver.hypervisor.start(
-            msgspec.structs.replace(bare, memory=GuestMemory(fd=memory)), Processes().record
+            msgspec.structs.replace(bare, memory=GuestMemory(fd=memory), nic=nic()), Processes().record
         )
         async with asyncio.timeout(PATIENCE):
             await source.wait_for_console(READY)
@@ -227,13 +242,14 @@ async def test_a_frozen_guest_goes_on_in_other_vms(driver: Driver) -> None:
             own = _memory(bare.size.memory_mib)
             descriptors.callback(os.close, own)
             memfile.copy(memory, own)
-            spec = driver.spec(driver.disk(f"own{number}"))
-            spec = msgspec.structs.replace(spec, memory=GuestMemory(fd=own), frozen=True)
+            spec = driver.spec(msgspec.structs.replace(driver.disk(f"own{number}"), serial="frozen"))
+            spec = msgspec.structs.replace(spec, memory=GuestMemory(fd=own), frozen=True, nic=nic())
             vm = await driver.hypervisor.start(spec, processes.record)
             assert vm.handle.helpers == [one for role, one in processes.recorded.items() if role != "qemu"]
             await vm.thaw(state)
-            assert await vm.attached_disks() == {f"own{number}"}
+            assert await vm.attached_disks() == {"frozen"}
             assert vm.console_tail() == ""
+            await vm.attach_nic(Nic(id="second", mac="02:00:00:00:00:08"), nic().tap_fd)
             vms.append((vm, processes))
         for vm, _ in vms:
             await vm.resume()
@@ -260,11 +276,11 @@ async def test_guests_share_frozen_memory_until_they_write(driver: Driver) -> No
         memfile.seal(memory)
         shared = msgspec.structs.replace(given, private=True)
         for number in range(2):
-            spec = msgspec.structs.replace(driver.spec(driver.disk(f"cow{number}")), cid=0, memory=shared, frozen=True)
+            spec = msgspec.structs.replace(driver.spec(), cid=0, memory=shared, frozen=True)
             vm = await driver.hypervisor.start(spec, Processes().record)
             await vm.thaw(state)
             await vm.resume()
-            assert await vm.attached_disks() == {f"cow{number}"}
+            await vm.attach_disk(driver.disk(f"cow{number}"))
             await vm.pause()
             await vm.kill()
 
@@ -294,7 +310,7 @@ async def test_a_shape_changes_with_what_a_guest_depends_on(driver: Driver) -> N
     shape = await driver.hypervisor.shape(spec)
     if not shape:
         pytest.skip("this driver freezes no guests")
-    other = msgspec.structs.replace(driver.spec(driver.disk("other")), cid=99)
+    other = msgspec.structs.replace(driver.spec(), cid=99)
     assert await driver.hypervisor.shape(other) == shape
     larger = msgspec.structs.replace(spec, size=VmSize(vcpus=1, memory_mib=256))
     assert await driver.hypervisor.shape(larger) != shape

@@ -25,7 +25,7 @@ SETTLE_SECONDS = 10.0
 """What is on its way out has this long: a killed process to be reaped, a closed connection to be noticed."""
 
 KEPT = re.compile(
-    r"root/(vmruntime\.db(-wal|-shm)?|templates/[0-9a-f]{64}(/(memory|state|template\.json))?|layers/[0-9a-f]{64}\.erofs|disks/[0-9a-f]{64}\.(qcow2|raw|vmdk))"
+    r"root/(vmruntime\.db(-wal|-shm)?|templates/[0-9a-f]{64}(/(memory|scratch|state|template\.json))?|layers/[0-9a-f]{64}\.erofs|disks/[0-9a-f]{64}\.(qcow2|raw|vmdk))"
     r"|run/(daemon\.lock|vmruntime\.sock)"
     # What libvirt's driver inside the daemon has of its own; a machine's name has digits.
     r"|run/libvirt/(uri|cache(/.*)?|etc|etc/qemu\.conf|run/qemu/driver\.pid|[a-z/]+)"

@@ -60,7 +60,7 @@ class FakeMachine:
         self.directory = spec.directory
         self.faults = faults
         self.disks: dict[str, Disk] = {disk.serial: disk for disk in spec.disks}
-        self.nics: dict[str, Nic] = {}
+        self.nics: dict[str, Nic] = {} if spec.nic is None else {spec.nic.nic.id: spec.nic.nic}
         self.shares: list[str] = []
         self.size = spec.size
         self.console: list[str] = []

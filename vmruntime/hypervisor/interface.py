@@ -63,6 +63,17 @@ class Nic(msgspec.Struct, frozen=True, kw_only=True):
     mac: str
 
 
+class PluggedNic(msgspec.Struct, frozen=True, kw_only=True):
+    """A NIC that a VM of our kernel has from its start.
+
+    Attributes:
+        tap_fd: An open tap; it stays the caller's.
+    """
+
+    nic: Nic
+    tap_fd: int
+
+
 class KernelBoot(msgspec.Struct, frozen=True, kw_only=True):
     """A kernel of ours, started directly; its end, by whatever way, is the VM's end.
 
@@ -128,9 +139,11 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True):
         directory: Runtime directory for sockets, pid and log files; exists, mode 0711.
         disks: Present from the start.
         cid: vsock context id; 0: no vsock.
+        nic: Present from the start.
         memory: None: the driver makes it.
-        frozen: No guest is booted: one that was frozen is brought back with VirtualMachine.thaw(), which plugs in vsock and
-            disks, and resume(). Only for kernels of ours, with `memory`, and by drivers that can freeze.
+        frozen: No guest is booted: one that was frozen is brought back with VirtualMachine.thaw(), which plugs in the vsock,
+            and resume(). The NIC and the disks are those that it was frozen with, on another tap and over copies of their
+            files. Only for kernels of ours, with `memory`, and by drivers that can freeze.
     """
 
     id: str
@@ -139,6 +152,7 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True):
     directory: Path
     cid: int
     disks: list[Disk] = []
+    nic: PluggedNic | None = None
     memory: GuestMemory | None = None
     frozen: bool = False
 
@@ -235,7 +249,8 @@ class VirtualMachine(Protocol):
     async def freeze(self) -> bytes:
         """Stop the guest for good; return its state, which with its memory (VmSpec.memory) is all there is to it.
 
-        What the guest does not use of its memory is given back to the host first. The guest must have nothing plugged in.
+        What the guest does not use of its memory is given back to the host first. The guest must have no vsock and no
+        share, and nothing that was plugged in later.
 
         Raises:
             HypervisorError: It cannot be frozen, by this driver or now.
@@ -244,7 +259,7 @@ class VirtualMachine(Protocol):
     async def thaw(self, state: bytes) -> None:
         """Bring a frozen guest back in a VM that was started for it (VmSpec.frozen), by now with its memory.
 
-        The vsock and the disks of the VmSpec are plugged in. The guest stays stopped until resume().
+        The vsock of the VmSpec is plugged in. The guest stays stopped until resume().
 
         Raises:
             HypervisorError: The state is damaged, or of another machine.

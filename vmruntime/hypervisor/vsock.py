@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import fcntl
 import os
 import shutil
@@ -21,6 +22,9 @@ PROGRAM = "vhost-device-vsock"
 PROGRAM_DIRECTORIES = (Path("/usr/local/libexec/vmruntime"), Path("/usr/libexec/vmruntime"))
 HELPER_TIMEOUT = 10.0
 ANSWER_TIMEOUT = 15.0
+DOORBELLS = 2
+"""Of the queues to and from the guest."""
+
 NOBODYS_PORT = 9
 """The guest refuses it, and the helper passes that on."""
 
@@ -133,6 +137,40 @@ async def connect_backend(helper: DetachedProcess, backend: Path, log: Path) -> 
         if loop.time() > deadline:
             raise DeadlineExceeded(f"{PROGRAM} did not listen on {backend} within {HELPER_TIMEOUT:g} s")
         await asyncio.sleep(0.003)
+
+
+class Plugged:
+    """The vsock of a guest that comes back, from the moment when it was plugged in.
+
+    vhost-device-vsock 0.3 ends its work for good when a connection comes before it has set up its queues: the first error
+    ends the event loop of vhost-user-backend. QEMU does not wait until it has, and the guest does not know. The
+    queue to the guest is set up when the descriptor of the next one's doorbell (an eventfd) is there, since messages are
+    taken one after the other.
+    """
+
+    def __init__(self, helper: int) -> None:
+        """Take the pid of vhost-device-vsock, of a guest that does not run yet."""
+        self._helper = helper
+        self._before = _eventfds(helper)
+
+    async def usable(self) -> None:
+        """Wait until a connection can be made, once the guest has said that it has a vsock; not for ever."""
+        if not self._before:  # another program, or one that has ended
+            return
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(HELPER_TIMEOUT):
+                while _eventfds(self._helper) < self._before + DOORBELLS:  # noqa: ASYNC110 (nothing tells)
+                    await asyncio.sleep(0.002)
+
+
+def _eventfds(pid: int) -> int:
+    """Return how many eventfds a process has; none once it has ended."""
+    count = 0
+    with contextlib.suppress(OSError):
+        for fd in os.listdir(f"/proc/{pid}/fd"):
+            with contextlib.suppress(OSError):
+                count += "[eventfd]" in os.readlink(f"/proc/{pid}/fd/{fd}")
+    return count
 
 
 async def vsock_answers(hybrid: Path) -> bool:

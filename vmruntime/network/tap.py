@@ -12,7 +12,6 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import secrets
 import socket
 import struct
 from collections.abc import Mapping
@@ -56,6 +55,10 @@ class TapHandle:
             self.fd = -1
 
 
+SPARE_MAC = "02:76:6d:72:74:00"
+"""The same for all: a frozen guest that is brought back for many pods has one NIC. Locally administered."""
+
+
 class SpareTap:
     """A tap that a VM can have before its pod has a network: alone and down in a namespace without a name.
 
@@ -64,7 +67,7 @@ class SpareTap:
 
     Attributes:
         fd: The tap's descriptor.
-        mac: What the VM's NIC is to be plugged in with: random, locally administered.
+        mac: What the VM's NIC is plugged in with. It is down until it gets the MAC address that CNI has chosen.
         namespace: Descriptor of the namespace.
         index: The tap's in the namespace.
     """
@@ -73,7 +76,7 @@ class SpareTap:
         self.fd = -1
         self.namespace = -1
         self.index = 0
-        self.mac = bytes([secrets.randbits(8) & 0xFC | 0x02, *secrets.token_bytes(5)]).hex(":")
+        self.mac = SPARE_MAC
 
     def make(self) -> None:
         """Make namespace and tap; for a thread, once. On failure, close() closes what there is.

@@ -6,6 +6,8 @@ import os
 from pathlib import Path
 
 from vmruntime import tracing
+from vmruntime.aio import memfile
+from vmruntime.aio.pipeline import in_thread
 from vmruntime.aio.process import run
 from vmruntime.errors import ResourceExhausted
 
@@ -24,6 +26,34 @@ async def make_scratch(path: Path, gib: int) -> None:
     Raises:
         ResourceExhausted: The host's disk is nearly full.
     """
+    _make_file(path, gib)
+    options = "lazy_itable_init=1,discard,root_owner=0:0"
+    features = "^has_journal,^resize_inode"
+    argv = ["mkfs.ext4", "-q", "-F", "-m", "0", "-E", options, "-O", features, "-i", "32768", str(path)]
+    (await run(argv, timeout=60, awaited=True)).check()
+
+
+async def copy_scratch(path: Path, gib: int, source: int) -> None:
+    """Make a copy of a scratch disk of the same size, as sparse as that one.
+
+    Args:
+        path: Where.
+        gib: Its size.
+        source: The other one, open.
+
+    Raises:
+        ResourceExhausted: The host's disk is nearly full.
+    """
+
+    def copy() -> None:
+        _make_file(path, gib)
+        with path.open("r+b") as file:
+            memfile.copy(source, file.fileno())
+
+    await in_thread(copy)
+
+
+def _make_file(path: Path, gib: int) -> None:
     usage = os.statvfs(path.parent)
     free = usage.f_bavail * usage.f_frsize
     if free < HEADROOM_BYTES:
@@ -34,7 +64,3 @@ async def make_scratch(path: Path, gib: int) -> None:
     with path.open("xb") as file:
         os.fchmod(file.fileno(), 0o600)
         file.truncate(gib * 1024**3)
-    options = "lazy_itable_init=1,discard,root_owner=0:0"
-    features = "^has_journal,^resize_inode"
-    argv = ["mkfs.ext4", "-q", "-F", "-m", "0", "-E", options, "-O", features, "-i", "32768", str(path)]
-    (await run(argv, timeout=60, awaited=True)).check()

@@ -99,6 +99,7 @@ def test_an_overlay_has_the_backing_it_is_given_and_nothing_else() -> None:
         "filename": "/dev/fdset/2",
         "read-only": True,
         "locking": "off",
+        "aio": "threads",
     }
     assert seed["file"]["driver"] == "host_device"
     assert "backing" not in seed

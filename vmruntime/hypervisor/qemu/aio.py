@@ -28,7 +28,5 @@ async def choose_aio(qemu: str, user: str) -> str:
     done = await run([*drop_privileges(user), *argv], input=b"quit\n", timeout=PROBE_SECONDS)
     if done.returncode == 0:
         return IO_URING
-    log.info(
-        "disks are read and written in threads: no io_uring", why=last_lines(done.stderr)
-    )
+    log.info("disks are read and written in threads: no io_uring", why=last_lines(done.stderr))
     return THREADS

@@ -33,7 +33,7 @@ class Descriptors(msgspec.Struct, frozen=True, kw_only=True):
         qmp, console: Listening unix sockets.
         vsock: A connection to vhost-device-vsock, or /dev/vhost-vsock; None: no vsock.
         disks: Those of each disk of the VmSpec, in order.
-        memory: The memfd of the VmSpec.
+        memory, tap: The memfd and the tap of the VmSpec.
         machine: Those of a machine that boots from its disk.
     """
 
@@ -43,6 +43,7 @@ class Descriptors(msgspec.Struct, frozen=True, kw_only=True):
     vsock_native: bool
     disks: list[OpenDisk]
     memory: int | None = None
+    tap: int | None = None
     machine: MachineDescriptors | None = None
 
     def all(self) -> list[int]:
@@ -52,7 +53,7 @@ class Descriptors(msgspec.Struct, frozen=True, kw_only=True):
             self.console,
             *([] if self.vsock is None else [self.vsock]),
             *(fd for disk in self.disks for fd in disk.all()),
-            *([] if self.memory is None else [self.memory]),
+            *(fd for fd in (self.memory, self.tap) if fd is not None),
             *([] if self.machine is None else self.machine.all()),
         ]
 
@@ -95,6 +96,7 @@ def qemu_argv(
         *("-device", f"virtio-scsi-pci,id=scsi0,num_queues={_queues(spec.size)}"),
         *_vsock(spec.cid, descriptors),
         *parts.ports,
+        *_nic(spec),
         *disk_arguments(spec.disks, descriptors.disks, boot=descriptors.machine is not None, aio=aio),
         *architecture.extra,
     ]
@@ -189,6 +191,17 @@ def _vsock(cid: int, descriptors: Descriptors) -> Sequence[str]:
     return (
         *("-chardev", f"socket,id=vsock,fd={descriptors.vsock}"),
         *("-device", "vhost-user-vsock-pci,chardev=vsock"),
+    )
+
+
+def _nic(spec: VmSpec) -> Sequence[str]:
+    """Return the NIC that is there from the start, as hypervisor/qmp/devices.py would plug it in."""
+    if spec.nic is None:
+        return ()
+    name = spec.nic.nic.id
+    return (
+        *("-netdev", f"tap,id=net-{name},fd={spec.nic.tap_fd}"),
+        *("-device", f"virtio-net-pci,id=at0-{name},netdev=net-{name},mac={spec.nic.nic.mac},bus=port0,romfile="),
     )
 
 

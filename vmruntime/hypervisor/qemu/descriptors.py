@@ -39,6 +39,7 @@ def open_descriptors(spec: VmSpec, stack: contextlib.ExitStack, vsock: int | Non
         vsock_native=native,
         disks=disks,
         memory=None if spec.memory is None else spec.memory.fd,
+        tap=None if spec.nic is None else spec.nic.tap_fd,
         machine=_machine(spec.boot, spec.directory, stack) if isinstance(spec.boot, FirmwareBoot) else None,
     )
 

@@ -102,7 +102,7 @@ class QemuHypervisor:
     async def _start_frozen(self, spec: VmSpec, record: Recorder) -> QemuVm:
         """Start a VM whose guest is brought back; its vsock's helper starts beside QEMU, which gets it later."""
         native = self._transport is VsockTransport.NATIVE
-        bare = msgspec.structs.replace(spec, cid=0, disks=[])
+        bare = msgspec.structs.replace(spec, cid=0)
         async with contextlib.AsyncExitStack() as undo:
             later = undo.enter_context(contextlib.ExitStack())
             helpers = _Vsock([], None)
@@ -119,7 +119,7 @@ class QemuHypervisor:
                 undo.push_async_callback(started[0].end)
 
             await together(start_helper(), start_qemu())
-            waiting = Waiting(disks=spec.disks, vsock=helpers.connection, native=native, closing=later)
+            waiting = Waiting(vsock=helpers.connection, native=native, closing=later)
             handle = _handle(spec, started[0], helpers)
             vm = await self._connect(handle, started[0], helpers.processes, waiting)
             undo.pop_all()

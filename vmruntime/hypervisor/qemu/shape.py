@@ -11,6 +11,7 @@ from vmruntime.hypervisor.devices import Architecture
 from vmruntime.hypervisor.errors import HypervisorError
 from vmruntime.hypervisor.interface import Accelerator, GuestMemory, KernelBoot, VmSpec
 from vmruntime.hypervisor.qemu.argv import Descriptors, qemu_argv
+from vmruntime.hypervisor.qemu.blockdev import OpenDisk
 
 CPU_LINES = (
     "vendor_id",
@@ -33,9 +34,11 @@ def guest_shape(qemu: str, architecture: Architecture, accelerator: Accelerator,
         HypervisorError: A file cannot be looked at.
     """
     assert isinstance(spec.boot, KernelBoot)
-    own = {"id": "0" * 64, "cid": 0, "disks": [], "directory": Path("/"), "memory": GuestMemory(fd=5), "frozen": False}
+    nic = None if spec.nic is None else msgspec.structs.replace(spec.nic, tap_fd=6)
+    own = {"id": "0" * 64, "cid": 0, "directory": Path("/"), "memory": GuestMemory(fd=5), "frozen": False, "nic": nic}
     same = msgspec.structs.replace(spec, **own)
-    descriptors = Descriptors(qmp=3, console=4, vsock=None, vsock_native=False, disks=[], memory=5)
+    disks = [OpenDisk(fd=7 + number) for number in range(len(spec.disks))]
+    descriptors = Descriptors(qmp=3, console=4, vsock=None, vsock_native=False, disks=disks, memory=5, tap=6)
     parts = [
         *qemu_argv(qemu, architecture, accelerator, same, descriptors),
         *(_identity(path) for path in (Path(qemu), spec.boot.kernel, spec.boot.initramfs)),

@@ -8,7 +8,7 @@ import dataclasses
 from vmruntime.aio.detached import DetachedProcess
 from vmruntime.hypervisor.endings import end_by_status
 from vmruntime.hypervisor.errors import HypervisorError
-from vmruntime.hypervisor.interface import Disk, VmEnd, VmHandle
+from vmruntime.hypervisor.interface import VmEnd, VmHandle
 from vmruntime.hypervisor.qemu import freeze
 from vmruntime.hypervisor.qemu.aio import THREADS
 from vmruntime.hypervisor.qemu.monitor import Monitor
@@ -18,14 +18,13 @@ from vmruntime.hypervisor.vsock import tail_of
 
 @dataclasses.dataclass
 class Waiting:
-    """What a VM gets when its frozen guest is brought back.
+    """The vsock that a VM gets when its frozen guest is brought back.
 
     Attributes:
         vsock: /dev/vhost-vsock, or a connection to vhost-device-vsock; None: no vsock.
         closing: Closes it.
     """
 
-    disks: list[Disk]
     vsock: int | None
     native: bool
     closing: contextlib.ExitStack
@@ -64,7 +63,7 @@ class QemuVm(QmpVm):
         return await freeze.freeze(self._qmp)
 
     async def thaw(self, state: bytes) -> None:
-        """Bring a frozen guest back, and plug in what it was frozen without."""
+        """Bring a frozen guest back, and plug in the vsock that it was frozen without."""
         waiting = self._waiting
         if waiting is None:
             raise HypervisorError("the VM was not started for a frozen guest, or has one already")
@@ -73,8 +72,6 @@ class QemuVm(QmpVm):
         with waiting.closing:
             if waiting.vsock is not None:
                 await self._devices.attach_vsock(self._handle.cid, waiting.vsock, native=waiting.native)
-            for disk in waiting.disks:
-                await self._devices.attach_disk(disk)
 
     async def close(self) -> None:
         """Let go of the VM without ending it."""

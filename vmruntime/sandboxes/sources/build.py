@@ -1,4 +1,4 @@
-"""Makes a template: boots a guest with nothing plugged in, and freezes it."""
+"""Makes a template: boots a guest that has all that every pod's guest has, but a vsock, and freezes it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import asyncio
 import contextlib
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from pathlib import Path
 
 import msgspec
 import structlog
@@ -15,6 +16,7 @@ from vmruntime.aio import memfile
 from vmruntime.aio.pipeline import in_thread
 from vmruntime.hypervisor.interface import GuestMemory, Hypervisor
 from vmruntime.model.resources import VmSize
+from vmruntime.network.tap import SpareTap
 from vmruntime.sandboxes.placement import recorder
 from vmruntime.sandboxes.sources.guest import READY_LINE, unless_it_ends
 from vmruntime.sandboxes.sources.place import Place
@@ -23,6 +25,7 @@ from vmruntime.sandboxes.sources.template import MIB, Template
 
 log = structlog.get_logger(__name__)
 
+GIB = 1024**3
 SETTLE_SECONDS = 0.2
 """After which a guest that has just come up does nothing any more."""
 
@@ -31,8 +34,16 @@ class TemplateBuilder:
     """Makes templates."""
 
     def __init__(
-        self, hypervisor: Hypervisor, place: Place, spares: Spares, new_id: Callable[[], str], boot_timeout: float
+        self,
+        hypervisor: Hypervisor,
+        place: Place,
+        spares: Spares,
+        new_id: Callable[[], str],
+        new_tap: Callable[[], Awaitable[SpareTap]] | None,
+        boot_timeout: float,
     ) -> None:
+        """Take what VMs are made with; see GuestSources."""
+        self._new_tap = new_tap
         self._hypervisor = hypervisor
         self._place = place
         self._spares = spares
@@ -40,7 +51,7 @@ class TemplateBuilder:
         self._boot_timeout = boot_timeout
 
     async def build(self, shape: str, size: VmSize) -> Template:
-        """Boot and freeze a guest; nothing of its VM stays.
+        """Boot and freeze a guest; nothing else of its VM stays.
 
         Raises:
             VmruntimeError: It cannot be booted or frozen.
@@ -61,10 +72,17 @@ class TemplateBuilder:
         return template
 
     async def _frozen(self, shape: str, size: VmSize, owner: str, cgroup: str) -> Template:
-        spec = await self._place.make_bare(owner, size, cgroup, low=True)
-        with contextlib.ExitStack() as descriptors:
+        await self._place.make(owner, cgroup, low=True)
+        with contextlib.ExitStack() as descriptors, contextlib.ExitStack() as kept:
+            tap = None
+            if self._new_tap is not None:
+                tap = await self._new_tap()
+                descriptors.callback(tap.close)
+            spec = self._place.template(owner, size, None if tap is None else tap.fd)
             memory = memfile.make("template", size.memory_mib * MIB)
-            descriptors.callback(os.close, memory)
+            kept.callback(os.close, memory)
+            disk = memfile.make("scratch", self._place.scratch_gib * GIB)
+            kept.callback(os.close, disk)
             spec = msgspec.structs.replace(spec, memory=GuestMemory(fd=memory))
             vm = await self._hypervisor.start(spec, recorder(self._place.owned, owner))
             try:
@@ -73,11 +91,15 @@ class TemplateBuilder:
                 state = await vm.freeze()
             finally:
                 await asyncio.shield(vm.kill())
-            await in_thread(lambda: _settle(memory))
-            descriptors.pop_all()
-        return Template(shape, size, memory, state)
+            await in_thread(lambda: _settle(memory, spec.disks[0].path, disk))
+            kept.pop_all()
+        return Template(shape, size, memory, disk, state)
 
 
-def _settle(memory: int) -> None:
-    memfile.drop_zeros(memory)
-    memfile.seal(memory)
+def _settle(memory: int, scratch: Path, disk: int) -> None:
+    """Take the disk as the guest has left it, and let nobody change it or the memory any more."""
+    with scratch.open("rb") as file:
+        memfile.copy(file.fileno(), disk)
+    for fd in (memory, disk):
+        memfile.drop_zeros(fd)
+        memfile.seal(fd)

@@ -31,7 +31,8 @@ class ColdSource:
         """
         began = time.monotonic()
         with tracing.span("vm.prepare"):
-            spec = await self._place.make(owner, size, cgroup)
+            spec = await self._place.pod(owner, size)
+            await self._place.make(owner, cgroup)
         prepared = time.monotonic()
         with tracing.span("vm.qemu"):
             vm = await self._hypervisor.start(spec, recorder(self._place.owned, owner))

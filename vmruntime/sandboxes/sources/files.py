@@ -1,6 +1,6 @@
 """Templates on disk: a later daemon need not boot one. What is read is checked, and then kept in memory of our own.
 
-A template is a directory named after its shape, with `memory` (sparse), `state` and `template.json`.
+A template is a directory named after its shape, with `memory` and `scratch` (sparse), `state` and `template.json`.
 """
 
 from __future__ import annotations
@@ -22,18 +22,20 @@ from vmruntime.sandboxes.sources.template import MIB, Template
 
 log = structlog.get_logger(__name__)
 
-ABOUT, MEMORY, STATE = "template.json", "memory", "state"
+ABOUT, MEMORY, SCRATCH, STATE = "template.json", "memory", "scratch", "state"
 NEW = "new-"
 UNUSED_SECONDS = 7 * 24 * 3600.0
 LARGEST_STATE = 64 * MIB
 
 
 class _About(msgspec.Struct, frozen=True, kw_only=True):
-    """What template.json says; memory_sha256 is memfile.digest()'s."""
+    """What template.json says; digests of memory and scratch are memfile.digest()'s."""
 
     shape: str
     size: VmSize
     memory_sha256: str
+    scratch_sha256: str
+    scratch_bytes: int
     state_sha256: str
 
 
@@ -68,20 +70,15 @@ class TemplateFiles:
         _remove(directory)
         directory.mkdir(mode=0o700)
         try:
-            memory = template.memory()
-            try:
-                digest = memfile.digest(memory)
-                with (directory / MEMORY).open("wb") as file:
-                    file.truncate(template.size.memory_mib * MIB)
-                    memfile.copy(memory, file.fileno())
-                    os.fsync(file.fileno())
-            finally:
-                os.close(memory)
+            memory = _saved(template.memory(), directory / MEMORY)
+            scratch = _saved(template.scratch(), directory / SCRATCH)
             (directory / STATE).write_bytes(template.state)
             about = _About(
                 shape=template.shape,
                 size=template.size,
-                memory_sha256=digest,
+                memory_sha256=memory.digest,
+                scratch_sha256=scratch.digest,
+                scratch_bytes=scratch.size,
                 state_sha256=hashlib.sha256(template.state).hexdigest(),
             )
             (directory / ABOUT).write_bytes(msgspec.json.encode(about))
@@ -131,19 +128,47 @@ def _load(directory: Path, shape: str) -> Template:
         state = file.read(LARGEST_STATE)
     if hashlib.sha256(state).hexdigest() != about.state_sha256:
         raise ValueError(f"{STATE} has changed")
-    fd = memfile.make("template", about.size.memory_mib * MIB)
+    with contextlib.ExitStack() as undo:
+        memory = _loaded(directory / MEMORY, about.size.memory_mib * MIB, about.memory_sha256, undo)
+        scratch = _loaded(directory / SCRATCH, about.scratch_bytes, about.scratch_sha256, undo)
+        undo.pop_all()
+    return Template(shape, about.size, memory, scratch, state)
+
+
+class _Saved(msgspec.Struct, frozen=True):
+    size: int
+    digest: str
+
+
+def _saved(fd: int, path: Path) -> _Saved:
+    """Write a memfd, which is closed, to a file; return its size and digest."""
     try:
-        with (directory / MEMORY).open("rb") as source:
-            if os.fstat(source.fileno()).st_size != about.size.memory_mib * MIB:
-                raise ValueError(f"{MEMORY} has another length")
-            memfile.copy(source.fileno(), fd)
-        if memfile.digest(fd) != about.memory_sha256:
-            raise ValueError(f"{MEMORY} has changed")
-        memfile.seal(fd)
-    except BaseException:
+        saved = _Saved(os.fstat(fd).st_size, memfile.digest(fd))
+        with path.open("wb") as file:
+            file.truncate(saved.size)
+            memfile.copy(fd, file.fileno())
+            os.fsync(file.fileno())
+        return saved
+    finally:
         os.close(fd)
-        raise
-    return Template(shape, about.size, fd, state)
+
+
+def _loaded(path: Path, size: int, digest: str, undo: contextlib.ExitStack) -> int:
+    """Return a sealed memfd with what a file has, which `undo` closes.
+
+    Raises:
+        ValueError: The file is not as it was written.
+    """
+    fd = memfile.make("template", size)
+    undo.callback(os.close, fd)
+    with path.open("rb") as source:
+        if os.fstat(source.fileno()).st_size != size:
+            raise ValueError(f"{path.name} has another length")
+        memfile.copy(source.fileno(), fd)
+    if memfile.digest(fd) != digest:
+        raise ValueError(f"{path.name} has changed")
+    memfile.seal(fd)
+    return fd
 
 
 def _remove(directory: Path) -> None:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
+from vmruntime import tracing
 from vmruntime.agent.client import AgentClient
 from vmruntime.agent.errors import AgentGone
 from vmruntime.agent.interface import AGENT_PORT, AgentHello
@@ -55,6 +56,8 @@ async def reach(
     timeout: float,
     phases: dict[str, float],
     source: str = "",
+    usable: Callable[[], Awaitable[None]] | None = None,
+    hello: AgentHello | None = None,
 ) -> Guest:
     """Wait for a guest's agent and connect to it; the VM is let go of when that fails.
 
@@ -67,6 +70,8 @@ async def reach(
         timeout: Seconds.
         phases: Gets how long it took.
         source: See Guest.
+        usable: Waits until the vsock may be used, once the line has come; None: it may.
+        hello: What its agent is known to say; None: it is asked.
 
     Raises:
         BootFailed: The agent does not answer; the message has the end of the console.
@@ -78,8 +83,12 @@ async def reach(
 
     async def answering() -> None:
         if announced:
-            await vm.wait_for_console(announced)
-        await dial_until_answer(dialer)
+            with tracing.span("vm.announced"):
+                await vm.wait_for_console(announced)
+        if usable is not None:
+            await usable()
+        with tracing.span("vm.dial"):
+            await dial_until_answer(dialer)
 
     async with contextlib.AsyncExitStack() as undo:
         undo.push_async_callback(vm.close)
@@ -89,7 +98,9 @@ async def reach(
             await relay.open()
             agent = AgentClient(socket)
             undo.push_async_callback(agent.close)
-            hello = await agent.hello()
+            if hello is None:
+                with tracing.span("vm.hello"):
+                    hello = await agent.hello()
             attached = await vm.attached_disks()
         except AgentGone as error:  # asked now: a VM that is closed notices no end any more
             raise BootFailed(f"the guest did not come up: {await why_silent(vm, error)}{console_words(vm)}") from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import hashlib
 import time
 
 import structlog
@@ -29,14 +30,25 @@ MOST_FAILURES = 2
 
 RETRY_SECONDS = 300.0
 PLACEHOLDER = "0" * 64
+FORMAT = 1
+"""Changes with what a template is made of."""
 
 
 class TemplateLibrary:
     """Finds the template for a VM."""
 
     def __init__(
-        self, hypervisor: Hypervisor, place: Place, files: TemplateFiles, builder: TemplateBuilder, pace: Pace
+        self,
+        hypervisor: Hypervisor,
+        place: Place,
+        files: TemplateFiles,
+        builder: TemplateBuilder,
+        pace: Pace,
+        *,
+        has_nic: bool,
     ) -> None:
+        """Start with none; has_nic: guests have a NIC from the start."""
+        self._tap = 0 if has_nic else None
         self._hypervisor = hypervisor
         self._place = place
         self._files = files
@@ -75,7 +87,10 @@ class TemplateLibrary:
 
     async def shape(self, size: VmSize) -> str:
         """Return what a template of this size depends on now; empty: there cannot be one."""
-        return await self._hypervisor.shape(self._place.bare(PLACEHOLDER, size))
+        spec = self._place.template(PLACEHOLDER, size, self._tap)
+        shape = await self._hypervisor.shape(spec)
+        whole = f"{FORMAT} {shape} {self._place.scratch_gib}"
+        return hashlib.sha256(whole.encode()).hexdigest() if shape else ""
 
     async def failed(self, template: Template, why: str) -> None:
         """Note that a guest could not be brought back; a template with which that happens again is thrown away."""

@@ -7,8 +7,7 @@ from collections.abc import Awaitable, Callable
 from vmruntime import tracing
 from vmruntime.hypervisor.interface import Nic, VirtualMachine
 from vmruntime.network.tap import SpareTap
-
-NAME = "first"
+from vmruntime.sandboxes.sources.place import NIC
 
 
 async def plug_in(vm: VirtualMachine, tap: SpareTap, close: Callable[[], Awaitable[None]]) -> None:
@@ -21,7 +20,7 @@ async def plug_in(vm: VirtualMachine, tap: SpareTap, close: Callable[[], Awaitab
     """
     try:
         with tracing.span("vm.nic"):
-            await vm.attach_nic(Nic(id=NAME, mac=tap.mac), tap.fd)
+            await vm.attach_nic(Nic(id=NIC, mac=tap.mac), tap.fd)
     except BaseException:
         await close()
         raise

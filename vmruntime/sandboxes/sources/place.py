@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from vmruntime.config.settings import Settings
 from vmruntime.errors import FailedPrecondition
-from vmruntime.hypervisor.interface import Disk, KernelBoot, VmSpec
+from vmruntime.hypervisor.interface import Disk, KernelBoot, Nic, PluggedNic, VmSpec
 from vmruntime.model.resources import VmSize
+from vmruntime.network.tap import SPARE_MAC
 from vmruntime.paths import Paths
 from vmruntime.sandboxes import scratch
 from vmruntime.sandboxes.ledger import OwnedResources
+
+NIC = "first"
+"""The NIC that a VM has before its pod's network is known."""
+
+SCRATCH_ARGUMENT = "vmruntime.scratch"
+"""On the kernel's command line: the disk that the agent mounts before it says that it is ready (guest-agent/src/init/cmdline.rs)."""
 
 
 class Place:
@@ -32,38 +41,58 @@ class Place:
                 raise FailedPrecondition(f"there is no guest to boot: {file} is missing", remedy="make guest")
         return KernelBoot(kernel=kernel, initramfs=initramfs, arguments=self._settings.guest.kernel_args)
 
-    def bare(self, owner: str, size: VmSize) -> VmSpec:
-        """Return a VM with nothing plugged in; nothing is made."""
-        return VmSpec(id=owner, size=size, boot=self.boot(), directory=self._paths.sandbox(owner), cid=0)
-
-    async def make_bare(self, owner: str, size: VmSize, cgroup: str, *, low: bool = False) -> VmSpec:
-        """Make what a VM with nothing plugged in needs, and describe the VM.
-
-        Args:
-            owner: In the ledger.
-            size: Of the VM.
-            cgroup: Where it is to run.
-            low: It has the processors only when nobody else wants them.
-        """
-        spec = self.bare(owner, size)
-        await self.owned.cgroup(owner, cgroup)
-        if low:
-            await self.owned.cgroups.set_low(cgroup, low=True)
-        await self.owned.directory(owner, spec.directory, 0o711, until_removed=True)
-        return spec
-
-    async def make(self, owner: str, size: VmSize, cgroup: str, *, low: bool = False) -> VmSpec:
-        """Make what a pod's VM needs, and describe the VM; see make_bare()."""
-        spec = await self.make_bare(owner, size, cgroup, low=low)
-        disks = self._paths.pod_disks(owner)
-        await self.owned.directory(owner, disks)
-        path = disks / "scratch.img"
-        await scratch.make_scratch(path, self._settings.guest.scratch_gib)
+    def template(self, owner: str, size: VmSize, tap_fd: int | None) -> VmSpec:
+        """Describe the VM that becomes a template: it has all that every pod's VM has, but a vsock; nothing is made."""
+        boot = self.boot()
+        arguments = f"{boot.arguments} {SCRATCH_ARGUMENT}={scratch.SERIAL}".strip()
         return VmSpec(
             id=owner,
             size=size,
-            boot=spec.boot,
-            directory=spec.directory,
+            boot=msgspec.structs.replace(boot, arguments=arguments),
+            directory=self._paths.sandbox(owner),
+            cid=0,
+            disks=[self._scratch(owner)],
+            nic=None if tap_fd is None else PluggedNic(nic=Nic(id=NIC, mac=SPARE_MAC), tap_fd=tap_fd),
+        )
+
+    def _scratch(self, owner: str) -> Disk:
+        return Disk(path=self._paths.pod_disks(owner) / "scratch.img", serial=scratch.SERIAL, readonly=False)
+
+    @property
+    def scratch_gib(self) -> int:
+        """Size of the writable disk."""
+        return self._settings.guest.scratch_gib
+
+    async def make(self, owner: str, cgroup: str, *, low: bool = False, like: int | None = None) -> None:
+        """Make what a VM needs but a CID.
+
+        Args:
+            owner: In the ledger.
+            cgroup: Where it is to run.
+            low: It has the processors only when nobody else wants them.
+            like: A file of which the writable disk is to be a copy; None: a new one.
+
+        Raises:
+            ResourceExhausted: The host's disk is nearly full.
+        """
+        await self.owned.cgroup(owner, cgroup)
+        if low:
+            await self.owned.cgroups.set_low(cgroup, low=True)
+        await self.owned.directory(owner, self._paths.sandbox(owner), 0o711, until_removed=True)
+        await self.owned.directory(owner, self._paths.pod_disks(owner))
+        path = self._scratch(owner).path
+        if like is None:
+            await scratch.make_scratch(path, self.scratch_gib)
+        else:
+            await scratch.copy_scratch(path, self.scratch_gib, like)
+
+    async def pod(self, owner: str, size: VmSize) -> VmSpec:
+        """Describe a pod's VM, with a CID that nobody else has."""
+        return VmSpec(
+            id=owner,
+            size=size,
+            boot=self.boot(),
+            directory=self._paths.sandbox(owner),
             cid=await self.owned.ledger.allocate_cid(owner),
-            disks=[Disk(path=path, serial=scratch.SERIAL, readonly=False)],
+            disks=[self._scratch(owner)],
         )

@@ -31,6 +31,9 @@ from vmruntime.sandboxes.sources.warm import WarmPool, WarmVm
 
 log = structlog.get_logger(__name__)
 
+RESTORE_SECONDS = 20.0
+"""What a guest that comes back may take: it is a tenth of a second, and one that does not come is better booted soon."""
+
 STARTS_PER_PROCESSOR = 4
 """More at once would not be up sooner, and a node that starts all its pods would run each of them into boot_timeout."""
 
@@ -77,9 +80,11 @@ class GuestSources:
         self._pace = Pace()
         self._turn = asyncio.Semaphore(STARTS_PER_PROCESSOR * (os.cpu_count() or 1))
         self._cold = ColdSource(hypervisor, place, boot_timeout)
-        self._source = TemplateSource(hypervisor, place, boot_timeout, mergeable=settings.hypervisor.ksm)
-        builder = TemplateBuilder(hypervisor, place, spares, new_id, boot_timeout)
-        self._library = TemplateLibrary(hypervisor, place, TemplateFiles(paths.templates), builder, self._pace)
+        patience = min(boot_timeout, RESTORE_SECONDS)
+        self._source = TemplateSource(hypervisor, place, patience, mergeable=settings.hypervisor.ksm)
+        builder = TemplateBuilder(hypervisor, place, spares, new_id, new_tap, boot_timeout)
+        files = TemplateFiles(paths.templates)
+        self._library = TemplateLibrary(hypervisor, place, files, builder, self._pace, has_nic=new_tap is not None)
         warm = settings.start.source == "auto" and new_tap is not None
         self._usual = usual
         self._pool = WarmPool(

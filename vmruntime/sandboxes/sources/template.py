@@ -6,20 +6,22 @@ import contextlib
 import os
 import time
 import weakref
+from collections.abc import Awaitable, Callable
 
 import msgspec
 
 from vmruntime import tracing
+from vmruntime.agent.interface import AgentHello
 from vmruntime.aio import memfile
 from vmruntime.aio.beside import together
 from vmruntime.aio.pipeline import in_thread
-from vmruntime.hypervisor.interface import GuestMemory, Hypervisor, VirtualMachine
+from vmruntime.hypervisor.interface import GuestMemory, Hypervisor, Nic, PluggedNic, VirtualMachine
+from vmruntime.hypervisor.vsock import Plugged
 from vmruntime.model.resources import VmSize
 from vmruntime.network.tap import SpareTap
 from vmruntime.sandboxes.placement import recorder
 from vmruntime.sandboxes.sources.guest import CONNECTED_LINE, Guest, reach
-from vmruntime.sandboxes.sources.nic import plug_in
-from vmruntime.sandboxes.sources.place import Place
+from vmruntime.sandboxes.sources.place import NIC, Place
 
 MIB = 1024 * 1024
 SMALLEST_MIB, LARGEST_MIB = 128, 4096
@@ -35,16 +37,20 @@ class Template:
         size: Of the VMs that are made of it.
         state: What VirtualMachine.freeze() returned.
         failures: How many guests in a row could not be brought back.
+        hello: What the agent of its first guest said, which is what all of them say; None: there was none yet.
     """
 
-    def __init__(self, shape: str, size: VmSize, memory: int, state: bytes) -> None:
-        """Take a sealed memfd, which is closed when nobody has the template any more: a restore may be under way."""
+    def __init__(self, shape: str, size: VmSize, memory: int, scratch: int, state: bytes) -> None:
+        """Take sealed memfds, which are closed when nobody has the template any more: a restore may be under way."""
         self.shape = shape
         self.size = size
         self.state = state
         self.failures = 0
+        self.hello: AgentHello | None = None
         self._memory = memory
-        weakref.finalize(self, os.close, memory)
+        self._scratch = scratch
+        for fd in (memory, scratch):
+            weakref.finalize(self, os.close, fd)
 
     @property
     def memory_bytes(self) -> int:
@@ -54,6 +60,10 @@ class Template:
     def memory(self) -> int:
         """Return another descriptor of its memory, the caller's to close."""
         return os.dup(self._memory)
+
+    def scratch(self) -> int:
+        """Return another descriptor of its writable disk, which is mounted in the guest; the caller's to close."""
+        return os.dup(self._scratch)
 
 
 def template_size(size: VmSize) -> VmSize | None:
@@ -110,10 +120,13 @@ class TemplateSource:
             HypervisorError: It cannot be brought back.
         """
         began = time.monotonic()
-        with tracing.span("vm.prepare"):
-            spec = await self._place.make(owner, template.size, cgroup, low=low)
-        prepared = time.monotonic()
         with contextlib.ExitStack() as descriptors:
+            with tracing.span("vm.prepare"):
+                scratch = template.scratch()
+                descriptors.callback(os.close, scratch)
+                spec = await self._place.pod(owner, template.size)
+                await self._place.make(owner, cgroup, low=low, like=scratch)
+            prepared = time.monotonic()
             memory = template.memory()
             descriptors.callback(os.close, memory)
             given = memory
@@ -121,7 +134,8 @@ class TemplateSource:
                 given = memfile.make(f"guest-{owner[:13]}", template.size.memory_mib * MIB)
                 descriptors.callback(os.close, given)
             described = GuestMemory(fd=given, private=private, mergeable=private and self._mergeable)
-            spec = msgspec.structs.replace(spec, memory=described, frozen=True)
+            nic = None if tap is None else PluggedNic(nic=Nic(id=NIC, mac=tap.mac), tap_fd=tap.fd)
+            spec = msgspec.structs.replace(spec, memory=described, nic=nic, frozen=True)
             started: list[VirtualMachine] = []
 
             async def start() -> None:
@@ -140,21 +154,27 @@ class TemplateSource:
                 raise
         vm = started[0]
         ran = time.monotonic()
-        await self._thaw(vm, template, tap)
-        phases = {"prepare": prepared - began, "qemu": ran - prepared, "thaw": time.monotonic() - ran}
+        phases = {"prepare": (prepared - began) * 1000, "qemu": (ran - prepared) * 1000}
+        usable = await self._thaw(vm, template)
+        phases["thaw"] = (time.monotonic() - ran) * 1000
         with tracing.span("vm.agent"):
-            return await reach(
-                vm, CONNECTED_LINE, self._timeout, {name: took * 1000 for name, took in phases.items()}, "template"
-            )
+            guest = await reach(vm, CONNECTED_LINE, self._timeout, phases, "template", usable, template.hello)
+        template.hello = guest.hello
+        return guest
 
-    async def _thaw(self, vm: VirtualMachine, template: Template, tap: SpareTap | None) -> None:
-        """Let the guest go on with its devices; the VM is let go of when that fails."""
-        async with contextlib.AsyncExitStack() as undo:
-            undo.push_async_callback(vm.close)
+    async def _thaw(self, vm: VirtualMachine, template: Template) -> Callable[[], Awaitable[None]]:
+        """Let the guest go on, and return what waits until its vsock can be used; the VM is let go of when that fails."""
+        try:
             with tracing.span("vm.thaw"):
                 await vm.thaw(template.state)
-            if tap is not None:
-                await plug_in(vm, tap, close=vm.close)
+            usable = Plugged(vm.handle.helpers[0].pid).usable if vm.handle.vsock else _at_once
             with tracing.span("vm.resume"):
                 await vm.resume()
-            undo.pop_all()
+            return usable
+        except BaseException:
+            await vm.close()
+            raise
+
+
+async def _at_once() -> None:
+    return

@@ -71,7 +71,7 @@ class Bed:
         directory = self.host.paths.templates
 
         def saved(state: dict[str, object]) -> bool:
-            return any(one.name == f"{self.hypervisor.frozen_shape}-{memory_mib}" for one in directory.glob("*"))
+            return any(not one.name.startswith("new-") for one in directory.glob("*"))
 
         await self.until(saved)
         await self.until(lambda state: state["templates"].get(str(memory_mib)) == "ready")  # type: ignore[attr-defined]
@@ -138,19 +138,19 @@ async def test_a_later_daemon_finds_the_template() -> None:
     with short_directory() as base:
         async with opened(base, TEMPLATE) as bed:
             await bed.template()
-            kept = list((base / "root" / "templates").iterdir())
-            assert [one.name for one in kept] == ["shape-512"]
+            (kept,) = (base / "root" / "templates").iterdir()
+            assert sorted(one.name for one in kept.iterdir()) == ["memory", "scratch", "state", "template.json"]
         async with opened(base, TEMPLATE) as bed:
             await bed.template()
             assert bed.hypervisor.machines == {}  # nothing was booted for it
 
 
-@pytest.mark.parametrize("damage", ["cut", "changed", "state", "about", "missing"])
+@pytest.mark.parametrize("damage", ["cut", "changed", "state", "about", "missing", "scratch"])
 async def test_a_template_file_that_is_not_as_it_was_is_made_anew(damage: str) -> None:
     with short_directory() as base:
         async with opened(base, TEMPLATE) as bed:
             await bed.template()
-            directory = base / "root" / "templates" / "shape-512"
+            (directory,) = (base / "root" / "templates").iterdir()
             match damage:
                 case "cut":
                     os.truncate(directory / "memory", 100)
@@ -161,6 +161,10 @@ async def test_a_template_file_that_is_not_as_it_was_is_made_anew(damage: str) -
                     (directory / "state").write_bytes(b"another guest")
                 case "about":
                     (directory / "template.json").write_text('{"shape": ')
+                case "scratch":
+                    with (directory / "scratch").open("r+b") as file:
+                        file.seek(1 << 20)
+                        file.write(b"not ours")
                 case "missing":
                     (directory / "memory").unlink()
             running = await bed.start()  # what is in memory is not touched by it
@@ -178,11 +182,13 @@ async def test_another_guest_or_qemu_makes_another_template() -> None:
     with short_directory() as base:
         async with opened(base, TEMPLATE) as bed:
             await bed.template()
+            (before,) = (base / "root" / "templates").iterdir()
             bed.hypervisor.frozen_shape = "newer"
             running = await bed.start()
             assert running.source == "cold"
+            await bed.until(lambda state: [*before.parent.glob("[0-9a-f]*")] not in ([], [before]))
             await bed.template()
-            assert [one.name for one in (base / "root" / "templates").iterdir()] == ["newer-512"]
+            assert before not in before.parent.iterdir()
             await bed.end(running)
 
 
