@@ -18,6 +18,7 @@ import pytest
 from tests.support import leaks
 from tests.support.daemon import Daemon, running_daemon
 from tests.support.pods import out, run_pod, start
+from vmruntime.aio.detached import start_time
 from vmruntime.generated import cri_pb2 as cri
 
 pytestmark = pytest.mark.vm
@@ -235,11 +236,11 @@ def test_a_killed_daemons_warm_vms_end_and_its_pods_do_not(pool: Daemon, busybox
     warm(pool, 2)
     waiting = spares(pool)
     pool.stop(signal.SIGKILL)
-    assert all(Path(f"/proc/{pid}").exists() for pid in waiting.values())
+    assert all(start_time(pid) for pid in waiting.values())
     pool.start()
     warm(pool, 2)
     assert not set(waiting) & set(spares(pool))
-    assert not any(Path(f"/proc/{pid}").exists() for pid in waiting.values())
+    assert not any(start_time(pid) for pid in waiting.values())
     assert "releasing what nobody owns" not in pool.log.read_text()
     assert out(pool, container, "echo alive") == "alive"
     remove(pool, pod)
@@ -250,7 +251,7 @@ def test_a_daemon_that_stops_leaves_no_warm_vm(pool: Daemon) -> None:
     waiting = spares(pool)
     pool.stop()
     assert spares(pool) == {}
-    assert not any(Path(f"/proc/{pid}").exists() for pid in waiting.values())
+    assert not any(start_time(pid) for pid in waiting.values())
     pool.start()
     warm(pool, 2)
 
