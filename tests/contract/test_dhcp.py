@@ -171,16 +171,17 @@ async def test_cni_stands_in_for_the_pod(networks: PodNetworks, servers: Servers
         assert lease.options.keys().isdisjoint({3, 6, 12, 15, 119, 121})
 
 
-@pytest.mark.parametrize(
-    "hostname", ["a", "7", "123", "ignore", "infinite", "1h", "10.0.0.1", "ab_c", "web-0.svc.cluster.local", "x" * 63]
-)
-async def test_host_names_are_no_syntax(networks: PodNetworks, servers: Servers, hostname: str) -> None:
+@pytest.mark.parametrize("networks", ["bridge"], indirect=True)
+async def test_host_names_are_no_syntax(networks: PodNetworks, servers: Servers) -> None:
     """What is a keyword, a number or a time to dnsmasq is a name all the same."""
+    names = ["a", "7", "123", "ignore", "infinite", "1h", "10.0.0.1", "ab_c", "web-0.svc.cluster.local", "x" * 63]
     async with networks.pod() as sandbox, client(networks, sandbox) as guest:
-        await servers.start(sandbox.network, Dns(searches=[hostname, "1.2.3.4", "_a.B_c", "XN--zzzzz"]), hostname)
-        lease = await in_thread(guest.lease)
-        assert lease.options[12] == lease.options[15] == hostname.encode()
-        assert lease.names() == [hostname, "1.2.3.4", "_a.b_c", "xn--zzzzz"]
+        for hostname in names:
+            await servers.start(sandbox.network, Dns(searches=[hostname, "1.2.3.4", "_a.B_c", "XN--zzzzz"]), hostname)
+            lease = await in_thread(guest.lease)
+            assert lease.options[12] == lease.options[15] == hostname.encode()
+            assert lease.names() == [hostname, "1.2.3.4", "_a.b_c", "xn--zzzzz"]
+            await servers.end()
 
 
 async def test_requests_never_reach_the_node(networks: PodNetworks, servers: Servers) -> None:
