@@ -23,6 +23,7 @@ from tests.support.tap_guest import TapGuest, tap_guest
 from vmruntime.aio.pipeline import in_thread
 from vmruntime.errors import Code
 from vmruntime.model.sandbox import NetworkInterface, Sandbox, SandboxKind
+from vmruntime.network import netns
 from vmruntime.network import tap as taps
 from vmruntime.network.errors import NetworkError
 
@@ -103,6 +104,13 @@ async def test_one_vm_after_the_other(networks: PodNetworks) -> None:
             tap.close()
             guest.configure(nic, networks.gateway)
             await in_thread(lambda: reaches(guest, networks.gateway))
+
+
+async def test_nobody_is_asked_whether_an_address_is_free(networks: PodNetworks) -> None:
+    """IPAM knows; plugins would wait two seconds for the kernel's answer."""
+    async with networks.pod() as sandbox:
+        assert sandbox.network is not None
+        assert await netns.inside(Path(sandbox.network.netns), netns.DETECTION.read_text) == "0\n"
 
 
 async def test_a_tap_in_use(networks: PodNetworks) -> None:

@@ -24,6 +24,9 @@ T = TypeVar("T")
 CLONE_NEWNET = 0x40000000  # sched.h
 MS_BIND, MS_REC, MS_SHARED, MNT_DETACH, UMOUNT_NOFOLLOW = 0x1000, 0x4000, 0x100000, 0x2, 0x8  # sys/mount.h
 SIOCSIFFLAGS, IFF_UP = 0x8914, 0x1  # linux/sockios.h, linux/if.h
+DETECTION = Path("/proc/sys/net/ipv6/conf/default/accept_dad")
+"""Whether the kernel asks if somebody else has an address: plugins wait two seconds for it, and IPAM knows."""
+
 OWN = "/proc/thread-self/ns/net"
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -44,7 +47,7 @@ async def create(path: Path, owner: UserNamespace | None = None) -> None:
     uids, gids = ((one.container_id, one.host_id, one.length) for one in (owner.uids, owner.gids))
     async with user_namespace(uids, gids, network=True) as pid:
         await in_thread(lambda: name(f"/proc/{pid}/ns/net", path))
-    await inside(path, _loopback_up)
+    await inside(path, _set_up)
 
 
 @tracing.timed("network.netns")
@@ -87,7 +90,7 @@ def new() -> int:
     """
     with _back_again():
         _check(_libc.unshare(CLONE_NEWNET), "made")
-        _loopback_up()
+        _set_up()
         return os.open(OWN, os.O_RDONLY | os.O_CLOEXEC)
 
 
@@ -146,6 +149,12 @@ def _mount(source: str, target: Path, flags: int) -> None:
     if _libc.mount(os.fsencode(source), os.fsencode(target), b"none", ctypes.c_ulong(flags), None) != 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
+
+
+def _set_up() -> None:
+    _loopback_up()
+    with contextlib.suppress(OSError):  # no IPv6; or plugins have to wait
+        DETECTION.write_text("0")
 
 
 def _loopback_up() -> None:
