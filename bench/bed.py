@@ -36,7 +36,7 @@ Source = Literal["auto", "cold", "template", "warm"]
 """Where pods' VMs come from; "auto": as without any configuration."""
 
 _START = {
-    "auto": "",
+    "auto": '[start]\nsource = "auto"\n',
     "cold": '[start]\nsource = "cold"\nwarm = 0\n',
     "template": '[start]\nsource = "template"\nwarm = 0\n',
     "warm": f'[start]\nsource = "auto"\nwarm = {WARM}\n',

@@ -11,6 +11,7 @@ from vmruntime import tracing
 from vmruntime.agent.client import AgentClient
 from vmruntime.agent.errors import AgentError
 from vmruntime.agent.interface import AgentHello, GuestDevice
+from vmruntime.aio.beside import together
 from vmruntime.aio.detached import ProcessIdentity
 from vmruntime.config.settings import Settings
 from vmruntime.hypervisor.errors import BootFailed, VmGone, VmHeld
@@ -96,12 +97,15 @@ class ContainerVm:
         await self._vm.attach_nic(Nic(id=nic.name, mac=nic.device_mac or nic.mac), tap_fd)
 
     async def attach_layers(self, layers: Sequence[LayerDisk]) -> None:
-        """Hot-plug the layers that the guest does not have yet."""
+        """Hot-plug the layers that the guest does not have yet, all at once."""
+
+        async def attach(layer: LayerDisk) -> None:
+            await self._vm.attach_disk(Disk(path=layer.path, serial=layer.serial, readonly=True))
+            self._attached.add(layer.serial)
+
         async with self._attaching:
-            for layer in layers:
-                if layer.serial not in self._attached:
-                    await self._vm.attach_disk(Disk(path=layer.path, serial=layer.serial, readonly=True))
-                    self._attached.add(layer.serial)
+            missing = {layer.serial: layer for layer in layers if layer.serial not in self._attached}
+            await together(*(attach(layer) for layer in missing.values()))
 
     async def release_layers(self, serials: Sequence[str]) -> None:
         """Unplug layers."""
