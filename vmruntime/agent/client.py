@@ -51,6 +51,10 @@ class AgentClient:
         self._stub = _ClosedStub()
         await self._channel.close(None)
 
+    async def connect(self) -> None:
+        """Wait until there is a connection; the first call makes one as well."""
+        await self._channel.channel_ready()
+
     async def hello(self) -> AgentHello:
         """Ask who answers.
 

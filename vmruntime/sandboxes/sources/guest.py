@@ -87,8 +87,9 @@ async def reach(
                 await vm.wait_for_console(announced)
         if usable is not None:
             await usable()
-        with tracing.span("vm.dial"):
-            await dial_until_answer(dialer)
+        if hello is None:
+            with tracing.span("vm.dial"):
+                await dial_until_answer(dialer)
 
     async with contextlib.AsyncExitStack() as undo:
         undo.push_async_callback(vm.close)
@@ -101,6 +102,9 @@ async def reach(
             if hello is None:
                 with tracing.span("vm.hello"):
                     hello = await agent.hello()
+            else:
+                with tracing.span("vm.connect"):
+                    await unless_it_ends(vm, agent.connect, timeout)
             attached = await vm.attached_disks()
         except AgentGone as error:  # asked now: a VM that is closed notices no end any more
             raise BootFailed(f"the guest did not come up: {await why_silent(vm, error)}{console_words(vm)}") from error
