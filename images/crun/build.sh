@@ -52,6 +52,8 @@ say "compiling"
     # These are prerequisites that a parallel build of the one target does not know of.
     make git-version.h
     make generate-signals.c generate-mount_flags.c || true
+    # Its own dependencies do not say that these generated headers come first: with several jobs it is a matter of luck.
+    make -j"$(nproc)" -C libocispec
     make -j"$(nproc)" crun LDFLAGS="-all-static -L$work/static"
 } >"$work/build.log" 2>&1 || {
     tail -n 20 "$work/build.log" >&2

@@ -167,9 +167,9 @@ async def _start(settings: Settings, paths: Paths, parts: Parts, stack: contextl
         load_cdi=lambda: load_cdi_specs(settings.cdi_spec_dirs),
         hooks=Hooks(lambda: load_hooks(settings.hooks_dirs), skip_in_vms=settings.hooks_in_vms == "skip"),
     )
+    stack.push_async_callback(backend.close)  # after _let_go: pods that are being made give back what they have claimed
     stack.push_async_callback(_let_go, context)
     await recover(context)
-    stack.push_async_callback(backend.close)
     await backend.open()
     await machines.sweep({sandbox.id for sandbox in registry.sandboxes(hidden=True)})
     if settings.images.prune_after_days:

@@ -11,10 +11,14 @@ import socket
 import struct
 from pathlib import Path
 
+import structlog
+
 from vmruntime.aio.detached import DetachedProcess
 from vmruntime.errors import DeadlineExceeded, FailedPrecondition
 from vmruntime.hypervisor.errors import HypervisorError
 from vmruntime.hypervisor.interface import VsockTransport
+
+log = structlog.get_logger(__name__)
 
 VHOST_VSOCK = Path("/dev/vhost-vsock")
 VHOST_VSOCK_SET_GUEST_CID = 0x4008AF60  # linux/vhost.h
@@ -22,6 +26,7 @@ PROGRAM = "vhost-device-vsock"
 PROGRAM_DIRECTORIES = (Path("/usr/local/libexec/vmruntime"), Path("/usr/libexec/vmruntime"))
 HELPER_TIMEOUT = 10.0
 ANSWER_TIMEOUT = 15.0
+QUEUES_TIMEOUT, QUEUES_INTERVAL = 2.0, 0.005
 DOORBELLS = 2
 """Of the queues to and from the guest."""
 
@@ -157,10 +162,12 @@ class Plugged:
         """Wait until a connection can be made, once the guest has said that it has a vsock; not for ever."""
         if not self._before:  # another program, or one that has ended
             return
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(HELPER_TIMEOUT):
-                while _eventfds(self._helper) < self._before + DOORBELLS:  # noqa: ASYNC110 (nothing tells)
-                    await asyncio.sleep(0.002)
+        try:
+            async with asyncio.timeout(QUEUES_TIMEOUT):
+                while await asyncio.to_thread(_eventfds, self._helper) < self._before + DOORBELLS:  # noqa: ASYNC110
+                    await asyncio.sleep(QUEUES_INTERVAL)  # nothing tells
+        except TimeoutError:
+            log.warning("vhost-device-vsock has not been seen to set up its queues", pid=self._helper)
 
 
 def _eventfds(pid: int) -> int:

@@ -14,6 +14,7 @@ from vmruntime.agent.interface import AgentHello, GuestDevice
 from vmruntime.aio.beside import together
 from vmruntime.aio.detached import ProcessIdentity
 from vmruntime.config.settings import Settings
+from vmruntime.errors import VmruntimeError
 from vmruntime.hypervisor.errors import BootFailed, VmGone, VmHeld
 from vmruntime.hypervisor.interface import Disk, Hypervisor, Nic, VirtualMachine, VmHandle
 from vmruntime.hypervisor.vsock import hybrid_socket
@@ -291,6 +292,10 @@ class ContainerVmBackend:
         running = self._vm(sandbox, guest)
         try:
             await self._grow(running, size)
+        except VmruntimeError as error:
+            await running.close()
+            log.warning("the guest boots: one of a template cannot grow", sandbox=sandbox.id, why=str(error))
+            return self._vm(sandbox, await self._sources.boot(sandbox.id, size, cgroup, tap))
         except BaseException:
             await running.close()
             raise

@@ -12,6 +12,7 @@ import structlog
 
 from vmruntime.aio.detached import drop_privileges
 from vmruntime.aio.process import last_lines, run
+from vmruntime.errors import DeadlineExceeded
 
 log = structlog.get_logger(__name__)
 
@@ -25,8 +26,13 @@ async def choose_aio(qemu: str, user: str) -> str:
     node = {"driver": "file", "node-name": "probe", "filename": "/proc/self/exe", "read-only": True, "aio": IO_URING}
     argv = [qemu, "-machine", "none", "-nodefaults", "-no-user-config", "-display", "none", "-S", "-sandbox", SANDBOX]
     argv += ["-blockdev", json.dumps(node), "-monitor", "stdio"]
-    done = await run([*drop_privileges(user), *argv], input=b"quit\n", timeout=PROBE_SECONDS)
-    if done.returncode == 0:
-        return IO_URING
-    log.info("disks are read and written in threads: no io_uring", why=last_lines(done.stderr))
+    try:
+        done = await run([*drop_privileges(user), *argv], input=b"quit\n", timeout=PROBE_SECONDS)
+    except DeadlineExceeded as error:
+        why = str(error)
+    else:
+        if done.returncode == 0:
+            return IO_URING
+        why = last_lines(done.stderr)
+    log.info("disks are read and written in threads: no io_uring", why=why)
     return THREADS

@@ -19,8 +19,8 @@ STREAM = "state"
 LARGEST_STATE = 64 * 1024 * 1024
 FREEZE_SECONDS = 30.0
 BALLOON_SECONDS = 20.0
-SETTLED_SECONDS = 1.0
-"""After which a balloon that has not grown is as large as the guest can make it."""
+SETTLED_SECONDS = 2.5
+"""After which a balloon that has not grown is as large as the guest can make it. QEMU tells of it once a second at most."""
 
 KEPT_MIB = 32
 MIB = 1024 * 1024

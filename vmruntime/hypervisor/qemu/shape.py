@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import os
 from pathlib import Path
 
 import msgspec
@@ -42,7 +44,7 @@ def guest_shape(qemu: str, architecture: Architecture, accelerator: Accelerator,
     parts = [
         *qemu_argv(qemu, architecture, accelerator, same, descriptors),
         *(_identity(path) for path in (Path(qemu), spec.boot.kernel, spec.boot.initramfs)),
-        *_processor(),
+        *_host(),
     ]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
@@ -57,6 +59,29 @@ def _identity(path: Path) -> str:
     )
 
 
-def _processor() -> list[str]:
-    lines = Path("/proc/cpuinfo").read_text().partition("\n\n")[0].splitlines()
-    return [line for line in lines if line.partition("\t")[0].rstrip() in CPU_LINES]
+@functools.cache
+def _host() -> tuple[str, ...]:
+    """Return what cannot change while this program runs, or does not reach guests before another one is started.
+
+    The kernel and KVM's settings decide which of the processor's features a guest sees.
+    """
+    first: list[str] = []
+    with Path("/proc/cpuinfo").open() as file:
+        for line in file:  # up to the end of the first processor: there may be hundreds
+            if not line.strip():
+                break
+            if line.partition("\t")[0].rstrip() in CPU_LINES:
+                first.append(line.strip())
+    settings = [
+        path
+        for module in ("kvm", "kvm_intel", "kvm_amd")
+        for path in Path(f"/sys/module/{module}").glob("parameters/*")
+    ]
+    return (os.uname().release, *first, *(f"{path} {_text(path)}" for path in sorted(settings)))
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return ""

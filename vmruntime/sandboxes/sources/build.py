@@ -14,6 +14,7 @@ import structlog
 
 from vmruntime.aio import memfile
 from vmruntime.aio.pipeline import in_thread
+from vmruntime.errors import VmruntimeError
 from vmruntime.hypervisor.interface import GuestMemory, Hypervisor
 from vmruntime.model.resources import VmSize
 from vmruntime.network.tap import SpareTap
@@ -62,7 +63,7 @@ class TemplateBuilder:
         try:
             template = await self._frozen(shape, size, owner, cgroup)
         finally:
-            await asyncio.shield(self._place.owned.release(owner))
+            await asyncio.shield(self._release(owner))
         log.info(
             "template made",
             memory_mib=size.memory_mib,
@@ -71,13 +72,21 @@ class TemplateBuilder:
         )
         return template
 
+    async def _release(self, owner: str) -> None:
+        """Release what the VM owns; what cannot be now stays in the ledger, for the next daemon."""
+        try:
+            await self._place.owned.release(owner)
+        except VmruntimeError as error:
+            log.error("the VM of a template left something behind", error=str(error))
+
     async def _frozen(self, shape: str, size: VmSize, owner: str, cgroup: str) -> Template:
         await self._place.make(owner, cgroup, low=True)
-        with contextlib.ExitStack() as descriptors, contextlib.ExitStack() as kept:
+        async with contextlib.AsyncExitStack() as descriptors:
+            kept = descriptors.enter_context(contextlib.ExitStack())
             tap = None
             if self._new_tap is not None:
                 tap = await self._new_tap()
-                descriptors.callback(tap.close)
+                descriptors.push_async_callback(in_thread, tap.close)  # the kernel takes its time
             spec = self._place.template(owner, size, None if tap is None else tap.fd)
             memory = memfile.make("template", size.memory_mib * MIB)
             kept.callback(os.close, memory)

@@ -6,6 +6,7 @@ A template is a directory named after its shape, with `memory` and `scratch` (sp
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import shutil
@@ -18,6 +19,7 @@ import structlog
 
 from vmruntime.aio import memfile
 from vmruntime.model.resources import VmSize
+from vmruntime.sandboxes.scratch import HEADROOM_BYTES
 from vmruntime.sandboxes.sources.template import MIB, Template
 
 log = structlog.get_logger(__name__)
@@ -56,7 +58,6 @@ class TemplateFiles:
             log.warning("template cannot be used and is removed", file=str(directory), why=str(error))
             _remove(directory)
             return None
-        self.note_use(shape)
         return template
 
     def save(self, template: Template) -> None:
@@ -66,6 +67,9 @@ class TemplateFiles:
             OSError: The disk does not take it; nothing stays.
         """
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        usage = os.statvfs(self._directory)
+        if usage.f_bavail * usage.f_frsize < HEADROOM_BYTES + template.memory_bytes:
+            raise OSError(errno.ENOSPC, "pods need the room that is left there", str(self._directory))
         directory = self._directory / f"{NEW}{template.shape}"
         _remove(directory)
         directory.mkdir(mode=0o700)

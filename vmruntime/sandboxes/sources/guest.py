@@ -100,8 +100,7 @@ async def reach(
             agent = AgentClient(socket)
             undo.push_async_callback(agent.close)
             if hello is None:
-                with tracing.span("vm.hello"):
-                    hello = await agent.hello()
+                hello = await _hello(vm, agent, timeout)
             else:
                 with tracing.span("vm.connect"):
                     await unless_it_ends(vm, agent.connect, timeout)
@@ -111,6 +110,20 @@ async def reach(
         undo.pop_all()
     phases["guest"] = (time.monotonic() - began) * 1000
     return Guest(vm=vm, relay=relay, agent=agent, hello=hello, attached=attached, phases=phases, source=source)
+
+
+async def _hello(vm: VirtualMachine, agent: AgentClient, timeout: float) -> AgentHello:
+    """Ask the agent who it is.
+
+    Raises:
+        BootFailed: It does not say so in time.
+    """
+    try:
+        with tracing.span("vm.hello"):
+            async with asyncio.timeout(timeout):
+                return await agent.hello()
+    except TimeoutError:
+        raise BootFailed(f"the guest's agent listens but does not answer{console_words(vm)}") from None
 
 
 async def unless_it_ends(vm: VirtualMachine, waiting: Callable[[], Awaitable[None]], timeout: float) -> None:

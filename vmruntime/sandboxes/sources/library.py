@@ -95,16 +95,20 @@ class TemplateLibrary:
     async def failed(self, template: Template, why: str) -> None:
         """Note that a guest could not be brought back; a template with which that happens again is thrown away."""
         template.failures += 1
-        if template.failures >= MOST_FAILURES and self._loaded.get(template.size) is template:
-            log.warning("template thrown away", why=why)
-            del self._loaded[template.size]
-            await in_thread(lambda: self._files.remove(template.shape))
-            self._failed[template.size] = (time.monotonic(), template.shape, why)
+        async with self._loading:
+            if template.failures >= MOST_FAILURES and self._loaded.get(template.size) is template:
+                log.warning("template thrown away", why=why)
+                del self._loaded[template.size]
+                self._failed[template.size] = (time.monotonic(), template.shape, why)
+                await in_thread(lambda: self._files.remove(template.shape))
 
     async def sweep(self) -> None:
         """Remove templates on the disk that are of no use any more."""
         keep = {template.shape for template in self._loaded.values()}
-        await in_thread(lambda: self._files.sweep(keep))
+        try:
+            await in_thread(lambda: self._files.sweep(keep))
+        except OSError as error:
+            log.warning("templates that are of no use any more cannot be looked for", why=str(error))
 
     def state(self) -> dict[str, str]:
         """Return what there is, by MiB, for people: ready, building or failed."""
@@ -130,6 +134,7 @@ class TemplateLibrary:
             template = await in_thread(lambda: self._files.load(shape))
         if template is not None:
             self._keep(template)
+            await in_thread(lambda: self._files.note_use(shape))
         return template
 
     def _keep(self, template: Template) -> None:
@@ -151,15 +156,17 @@ class TemplateLibrary:
             await self._pace.quiet()
             try:
                 template = await self._builder.build(shape, size)
-            except VmruntimeError as error:
+            except (VmruntimeError, OSError) as error:
                 log.warning(
                     "no template could be made: pods of this size boot", memory_mib=size.memory_mib, why=str(error)
                 )
-                self._failed[size] = (time.monotonic(), shape, error.message.partition("\n")[0])
+                self._failed[size] = (time.monotonic(), shape, str(error).partition("\n")[0])
                 return
             self._keep(template)
         try:
-            await in_thread(lambda: self._files.save(template))
+            async with self._loading:
+                if self._loaded.get(size) is template:  # else it was thrown away meanwhile
+                    await in_thread(lambda: self._files.save(template))
         except OSError as error:
             log.warning("template not kept for later daemons", why=str(error))
         self.changed.set()

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 import structlog
 
 from vmruntime.config.settings import Settings
-from vmruntime.errors import VmruntimeError
+from vmruntime.errors import ResourceExhausted, VmruntimeError
 from vmruntime.hypervisor.errors import HypervisorError
 from vmruntime.hypervisor.interface import Hypervisor
 from vmruntime.model.ledger import ResourceKind
@@ -33,6 +33,9 @@ log = structlog.get_logger(__name__)
 
 RESTORE_SECONDS = 20.0
 """What a guest that comes back may take: it is a tenth of a second, and one that does not come is better booted soon."""
+
+ANSWER_SECONDS = 3.0
+"""What a warm VM's agent may take to answer."""
 
 STARTS_PER_PROCESSOR = 4
 """More at once would not be up sooner, and a node that starts all its pods would run each of them into boot_timeout."""
@@ -155,6 +158,13 @@ class GuestSources:
                 guest = await self._restored(owner, size, cgroup, tap, shares=shares) if self._templates else None
                 return guest or await self._cold.guest(owner, size, cgroup, tap)
 
+    async def boot(self, owner: str, size: VmSize, cgroup: str, tap: SpareTap | None) -> Guest:
+        """Return a guest that boots, in place of one that is of no use and was let go of; see guest()."""
+        with self._pace.start():
+            async with self._turn:
+                await self._start_again(owner)
+                return await self._cold.guest(owner, size, cgroup, tap)
+
     async def _warm(self, vm: WarmVm, cgroup: str) -> Guest | None:
         """Make a warm VM a pod's; None: it is of no use, and gone."""
         try:
@@ -163,9 +173,10 @@ class GuestSources:
             if vm.template.shape != await self._library.shape(vm.template.size):
                 raise HypervisorError("its template is out of date")
             await self._spares.hand_over(vm.id, cgroup)
-            await vm.guest.agent.hello()
-        except VmruntimeError as error:
-            log.warning("a warm VM is of no use", sandbox=vm.id, why=str(error))
+            async with asyncio.timeout(ANSWER_SECONDS):
+                await vm.guest.agent.hello()
+        except (VmruntimeError, TimeoutError) as error:
+            log.warning("a warm VM is of no use", sandbox=vm.id, why=str(error) or "its agent does not answer")
             await vm.guest.close()
             await self._start_again(vm.id)
             return None
@@ -187,9 +198,11 @@ class GuestSources:
         private = self._can_share_memory and not shares
         try:
             guest = await self._source.guest(template, owner, cgroup, tap, private=private)
-        except HypervisorError as error:
+        except ResourceExhausted:  # a boot would fail as well, and the template is not to blame
+            raise
+        except (VmruntimeError, OSError) as error:
             log.warning("the guest boots: it cannot be brought back from its template", sandbox=owner, why=str(error))
-            await self._library.failed(template, error.message.partition("\n")[0])
+            await self._library.failed(template, str(error).partition("\n")[0])
             await self._start_again(owner)
             return None
         template.failures = 0

@@ -20,7 +20,7 @@ from vmruntime.hypervisor.vsock import Plugged
 from vmruntime.model.resources import VmSize
 from vmruntime.network.tap import SpareTap
 from vmruntime.sandboxes.placement import recorder
-from vmruntime.sandboxes.sources.guest import CONNECTED_LINE, Guest, reach
+from vmruntime.sandboxes.sources.guest import CONNECTED_LINE, Guest, reach, unless_it_ends
 from vmruntime.sandboxes.sources.place import NIC, Place
 
 MIB = 1024 * 1024
@@ -166,7 +166,7 @@ class TemplateSource:
         """Let the guest go on, and return what waits until its vsock can be used; the VM is let go of when that fails."""
         try:
             with tracing.span("vm.thaw"):
-                await vm.thaw(template.state)
+                await unless_it_ends(vm, lambda: vm.thaw(template.state), self._timeout)
             usable = Plugged(vm.handle.helpers[0].pid).usable if vm.handle.vsock else _at_once
             with tracing.span("vm.resume"):
                 await vm.resume()

@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable
 
 import structlog
 
+from vmruntime.aio.pipeline import in_thread
 from vmruntime.aio.tasks import TaskScope
 from vmruntime.errors import VmruntimeError
 from vmruntime.model.resources import VmSize
@@ -56,7 +57,7 @@ class WarmVm:
         if self.watching is not None:
             self.watching.cancel()
         await self.guest.close()
-        self.tap.close()
+        await in_thread(self.tap.close)
 
 
 class WarmPool:
@@ -148,10 +149,11 @@ class WarmPool:
     async def close(self) -> None:
         """End every VM that waits."""
         await self._scope.close()
-        for vm in [*self._waiting.values(), *self._claimed.values()]:
-            await self._end(vm)
+        left = [*self._waiting.values(), *self._claimed.values()]
         self._waiting.clear()
         self._claimed.clear()
+        for vm in left:
+            await self._end(vm)
 
     async def _keep(self) -> None:
         """Make VMs while there are too few, and end those that there is no room for."""
@@ -169,6 +171,9 @@ class WarmPool:
                     await self._drop_all("the host is short of memory")
             except VmruntimeError as error:
                 log.warning("no VM can be kept waiting", why=str(error))
+                pause = RETRY_SECONDS
+            except Exception:  # whatever it is: those that wait have still to be ended when the host is short of memory
+                log.exception("no VM can be kept waiting")
                 pause = RETRY_SECONDS
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(pause):
@@ -229,8 +234,8 @@ class WarmPool:
                 await guest.close()
                 raise
         except BaseException:
-            tap.close()
-            await asyncio.shield(self._owned.release(owner))
+            await in_thread(tap.close)  # it may be the last one, for which the kernel takes its time
+            await asyncio.shield(self._release(owner))
             raise
         return WarmVm(owner, guest, tap, template)
 
@@ -245,7 +250,11 @@ class WarmPool:
 
     async def _end(self, vm: WarmVm) -> None:
         await vm.close()
+        await self._release(vm.id)
+
+    async def _release(self, owner: str) -> None:
+        """Release what a VM owns; what cannot be now stays in the ledger, for the next daemon."""
         try:
-            await self._owned.release(vm.id)
-        except VmruntimeError as error:  # it stays in the ledger, for the next daemon
-            log.error("a VM that waited left something behind", sandbox=vm.id, error=str(error))
+            await self._owned.release(owner)
+        except VmruntimeError as error:
+            log.error("a VM that waited left something behind", sandbox=owner, error=str(error))

@@ -109,6 +109,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(build, "SETTLE_SECONDS", 0.0)
     monkeypatch.setattr(pace, "PAUSE", 0.0)
     monkeypatch.setattr(warm, "LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(warm, "RETRY_SECONDS", 0.05)
     monkeypatch.setattr(warm, "memory_available", lambda: 0.9)
 
 
@@ -231,6 +232,27 @@ async def test_sizes_share_a_template_and_grow() -> None:
             machine = bed.hypervisor.machines[running._vm.handle.id]
             assert (machine.spec.size.memory_mib, machine.size.memory_mib) == (512, 700)
             await bed.end(running)
+
+
+async def test_a_guest_that_cannot_grow_is_replaced_by_one_that_boots_as_large() -> None:
+    with short_directory() as base:
+        async with opened(base, TEMPLATE) as bed:
+            await bed.template(512)
+            bed.hypervisor.faults.fail("vm.resize", HypervisorError("no room for processors"))
+            running = await bed.start(700)
+            assert running.source == "cold"
+            assert bed.hypervisor.machines[running._vm.handle.id].spec.size.memory_mib == 700
+            await bed.end(running)
+
+
+async def test_the_pool_outlives_whatever_goes_wrong() -> None:
+    with short_directory() as base:
+        faults = Faults()
+        async with opened(base, WARM, faults=faults) as bed:
+            faults.fail("vm.start", OSError(24, "Too many open files"), skip=1)  # after that of the template
+            await bed.warm(2)
+            await bed.host.backend.close()
+            assert await bed.host.owned.ledger.all() == []
 
 
 async def test_warm_vms_wait_and_are_made_again() -> None:
