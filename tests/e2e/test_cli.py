@@ -140,8 +140,8 @@ def test_trace_shows_where_the_time_went(cli: Cli) -> None:
     network, boot, setup = (inside(run, f"sandbox.{name}") for name in ("network", "boot", "setup"))
     assert network["start_ms"] < boot["start_ms"] + boot["duration_ms"]
     assert boot["start_ms"] < network["start_ms"] + network["duration_ms"]
-    # A start is its boot, then the NIC and the set-up; whatever else it does takes little of it.
-    spent = boot["duration_ms"] + inside(run, "sandbox.nic")["duration_ms"] + setup["duration_ms"]
+    # A start is its boot, NIC included, and the set-up; whatever else it does takes little of it.
+    spent = boot["duration_ms"] + setup["duration_ms"]
     assert 0.7 * run["duration_ms"] < spent <= run["duration_ms"]
     for told in (setup, inside(create, "container.create")):
         assert len(told["parts"]) > 2
@@ -189,7 +189,9 @@ def test_a_pod_in_the_background(cli: Cli, node: Daemon) -> None:
     done = cli.run("exec", "web", "--", "sh", "-c", "uname -n; echo oops >&2; exit 5")
     assert (done.returncode, done.stdout, done.stderr) == (5, "web\n", "oops\n")
     assert "no-such" in cli.run("exec", "web", "no-such").stderr
-    assert "vmruntime-agent: ready" in cli("console", "web")
+    assert "vmruntime-agent: " in cli(
+        "console", "web"
+    )  # ready, or connected where the guest was not booted for this pod
     assert json.loads(cli("inspect", "web"))
 
     assert "is running" in cli.fails("rm", "web")

@@ -32,6 +32,9 @@ KEPT = re.compile(
 )
 """Files that belong to the daemon itself or to its images, relative to the base directory."""
 
+TEMPLATES = ("/memfd:template", "/memfd:scratch")
+"""Descriptors of the daemon's templates, which are made and loaded when they are first asked for, and stay."""
+
 _ID = re.compile(r"\b[0-9a-f]{64}\b")
 _CNI_CHAIN_PREFIXES = ("", "DN-", "SN-", "HP-")
 
@@ -284,6 +287,8 @@ def open_descriptors(pid: int | None) -> list[str]:
     for entry in _entries(Path(f"/proc/{pid}/fd")) if pid is not None else []:
         with contextlib.suppress(OSError):
             target = os.readlink(entry)
+            if target.startswith(TEMPLATES):
+                continue
             inode = target.removeprefix("socket:[").removesuffix("]")
             found.append(f"socket {paths.get(inode, '')}".strip() if target.startswith("socket:") else _kind(target))
     return found
