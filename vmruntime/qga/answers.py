@@ -142,10 +142,10 @@ def info(value: Any) -> GuestInfo:
     )
 
 
-def offline_vcpus(value: Any) -> list[int]:
-    """Read the answer to guest-get-vcpus; return the processors that are not used."""
+def vcpus(value: Any) -> tuple[int, list[int]]:
+    """Read the answer to guest-get-vcpus; return how many processors there are, and those that are not used."""
     found = _convert("guest-get-vcpus", value, Annotated[list[_Vcpu], Meta(max_length=_MOST)])
-    return [one.logical_id for one in found if not one.online]
+    return len(found), [one.logical_id for one in found if not one.online]
 
 
 def offline_blocks(value: Any) -> list[int]:

@@ -107,15 +107,19 @@ class GuestAgent:
         """
         await self._channel.tell("guest-shutdown", {"mode": mode}, timeout=TIMEOUT, grace=SHUTDOWN_GRACE)
 
-    async def bring_online(self) -> None:
+    async def bring_online(self) -> int | None:
         """Have the guest use the processors and memory that it has and does not use.
+
+        Returns:
+            How many processors it has noticed; None: its agent does not tell.
 
         Raises:
             QgaError: The agent refuses, does not answer, or lies.
         """
         known = (await self.info()).commands
+        count = None
         if {"guest-get-vcpus", "guest-set-vcpus"} <= known:
-            offline = answers.offline_vcpus(await self._channel.call("guest-get-vcpus", timeout=TIMEOUT))
+            count, offline = answers.vcpus(await self._channel.call("guest-get-vcpus", timeout=TIMEOUT))
             if offline:
                 vcpus = [{"logical-id": one, "online": True} for one in offline]
                 await self._channel.call("guest-set-vcpus", {"vcpus": vcpus}, timeout=TIMEOUT)
@@ -124,6 +128,7 @@ class GuestAgent:
             if missing:
                 blocks = [{"phys-index": one, "online": True} for one in missing]
                 await self._channel.call("guest-set-memory-blocks", {"mem-blks": blocks}, timeout=TIMEOUT)
+        return count
 
     async def run(
         self,

@@ -5,6 +5,7 @@ It speaks the language of agent.interface.Agent, so that everything above needs 
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
@@ -40,6 +41,8 @@ from vmruntime.sandboxes.size import MIB
 log = structlog.get_logger(__name__)
 
 ROOT = ContainerUser(uid=0, gid=0)
+NOTICED_SECONDS, NOTICED_INTERVAL = 5.0, 0.2
+"""What a guest may take to notice processors that were plugged in, and how often it is asked."""
 
 
 class ImageAgent:
@@ -136,8 +139,11 @@ class ImageAgent:
 
     async def online_cpus(self, count: int) -> None:
         """Have the guest use processors and memory that were plugged in; most guests do so by themselves."""
-        with contextlib.suppress(VmruntimeError):  # the guest has no agent, or one that cannot
-            await (await self._link.agent()).bring_online()
+        with contextlib.suppress(VmruntimeError, TimeoutError):  # the guest has no agent, or one that cannot
+            agent = await self._link.agent()
+            async with asyncio.timeout(NOTICED_SECONDS):
+                while (noticed := await agent.bring_online()) is not None and noticed < count:  # noqa: ASYNC110
+                    await asyncio.sleep(NOTICED_INTERVAL)
 
     async def shutdown(self, grace: float) -> None:
         """Have the guest power off within some seconds, else end it."""
