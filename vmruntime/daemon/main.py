@@ -19,6 +19,7 @@ from vmruntime.daemon import image_pods
 from vmruntime.daemon.access import check_passage
 from vmruntime.daemon.cdi import load_cdi_specs
 from vmruntime.daemon.conditions import DaemonConditions
+from vmruntime.daemon.heap import share_heaps
 from vmruntime.daemon.hooks import load_hooks, warn_of_bad_hooks
 from vmruntime.daemon.images import DaemonImages
 from vmruntime.daemon.lock import only_daemon
@@ -77,6 +78,7 @@ async def serve(settings: Settings, parts: Parts | None = None) -> None:
         VmruntimeError: It cannot start; the message names the cause and the remedy.
     """
     configure(settings.log)
+    share_heaps()
     paths = Paths(root=Path(settings.root), run=Path(settings.run))
     _make_directories(paths)
     stopping = asyncio.Event()
