@@ -76,7 +76,7 @@ def test_a_daemon_without_templates_is_ready(source: Source) -> None:
 
 def test_sources_differ_in_nothing_but_the_start_table() -> None:
     tables = {name: text.splitlines()[:1] for name, text in bed._START.items()}
-    assert tables == {"auto": [], "cold": ["[start]"], "template": ["[start]"], "warm": ["[start]"]}
+    assert tables == {"auto": ["[start]"], "cold": ["[start]"], "template": ["[start]"], "warm": ["[start]"]}
 
 
 def test_the_daemon_takes_the_start_tables() -> None:
