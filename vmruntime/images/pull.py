@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import dataclasses
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 
 import msgspec
 
 from vmruntime import tracing
+from vmruntime.aio.beside import group
 from vmruntime.aio.pipeline import in_thread
 from vmruntime.clock import Clock
 from vmruntime.errors import Aborted
@@ -120,9 +120,9 @@ class Pull:
         if manifests.parse_config(config, source, self._platform, len(manifest.layers)) != content:
             raise TagMoved(f"{source} changed while it was read")
         self._layers.hold(self._owner, content.diff_ids)
-        async with _group() as group:
+        async with group() as layers:
             for digest, diff_id in self._missing(manifest, content).items():
-                group.create_task(self._layers.add(diff_id, layout.blob(digest)))
+                layers.create_task(self._layers.add(diff_id, layout.blob(digest)))
         return Pulled(digest_of(config), "", self._stack(content.diff_ids), content.config)
 
     async def _resolve(self, reference: Reference) -> _Resolved:
@@ -156,13 +156,13 @@ class Pull:
         await in_thread(lambda: layout.prepare({d: size for d, size in sizes.items() if d not in missing}))
         watch = _Watch(layout, {digest: sizes[digest] for digest in missing}, self._clock, self._stall)
         stages = _Stages(report, str(reference), watch, len(set(resolved.content.diff_ids)), len(missing))
-        async with _group() as group:
-            copying = group.create_task(self._session.copy(f"docker://{reference}", layout.directory))
+        async with group() as parts:
+            copying = parts.create_task(self._session.copy(f"docker://{reference}", layout.directory))
             while not copying.done():
                 # Woken by: the copy's end, the next look at what has arrived, or a failed task of the group.
                 await asyncio.wait([copying], timeout=POLL_SECONDS)
                 for digest in await watch.look():
-                    group.create_task(self._unpack(missing[digest], layout.blob(digest), stages))
+                    parts.create_task(self._unpack(missing[digest], layout.blob(digest), stages))
                 stages.tell(Phase.DOWNLOADING)
             manifest, content = await in_thread(lambda: layout.read(str(reference), self._platform))
             _check_same(reference, resolved, manifest.layers, content)
@@ -257,23 +257,6 @@ class _Stages:
         if now != self._last:
             self._last = now
             self._report(now)
-
-
-@contextlib.asynccontextmanager
-async def _group() -> AsyncIterator[asyncio.TaskGroup]:
-    """A TaskGroup that raises its first failure itself rather than a group of all."""
-    try:
-        async with asyncio.TaskGroup() as group:
-            yield group
-    except BaseExceptionGroup as failures:
-        raise _first(failures) from None
-
-
-def _first(failures: BaseExceptionGroup[BaseException]) -> BaseException:
-    first: BaseException = failures
-    while isinstance(first, BaseExceptionGroup):
-        first = first.exceptions[0]
-    return first
 
 
 def _check_digest(data: bytes, expected: str, name: str) -> None:

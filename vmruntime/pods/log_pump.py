@@ -9,6 +9,7 @@ import structlog
 
 from vmruntime.agent.errors import AgentError, AgentGone
 from vmruntime.agent.interface import Agent, OutputReader
+from vmruntime.aio.beside import together
 from vmruntime.aio.pipeline import in_thread
 from vmruntime.errors import ResourceExhausted
 from vmruntime.logs.writer import LogWriter
@@ -104,12 +105,7 @@ class LogPump:
                 if records:
                     await reader.acknowledge(records[-1].seq)
 
-        try:
-            async with asyncio.TaskGroup() as group:
-                group.create_task(fill())
-                group.create_task(drain())
-        except* AgentError as errors:
-            raise errors.exceptions[0] from None
+        await together(fill(), drain())
 
     async def _write(self, records: list[OutputRecord]) -> None:
         """Write a batch; while the disk is full, wait: the container stops when its buffer in the guest is full."""
