@@ -28,8 +28,7 @@ from vmruntime.hypervisor.interface import (
 )
 from vmruntime.model.resources import VmSize
 
-MOST_NICS = 4
-MOST_NICS_BY_FIRMWARE = 8
+MOST_NICS = 8
 CONSOLE_LINES = 12
 FROZEN = b"a frozen guest"
 
@@ -78,9 +77,8 @@ class FakeVm:
     async def attach_nic(self, nic: Nic, tap_fd: int) -> None:
         """Plug a NIC in; any open descriptor will do."""
         await self._at("attach_nic")
-        most = MOST_NICS_BY_FIRMWARE if self.machine.by_firmware else MOST_NICS
-        if len(self.machine.nics) == most:
-            raise HypervisorError(f"the VM has no free port for {nic.id}: it has {most}")
+        if len(self.machine.nics) == MOST_NICS:
+            raise HypervisorError(f"the VM has no free port for {nic.id}: it has {MOST_NICS}")
         try:
             os.fstat(tap_fd)
         except OSError as error:

@@ -9,8 +9,9 @@ import msgspec
 
 from vmruntime.hypervisor.devices import ARCHITECTURES
 from vmruntime.hypervisor.interface import Accelerator, Disk, GuestMemory, KernelBoot, VmSpec
-from vmruntime.hypervisor.qemu.argv import HOTPLUG_PORTS, Descriptors, qemu_argv
+from vmruntime.hypervisor.qemu.argv import Descriptors, qemu_argv
 from vmruntime.hypervisor.qemu.blockdev import OpenDisk, node_name
+from vmruntime.hypervisor.qemu.machine_argv import PORTS
 from vmruntime.model.resources import VmSize
 
 SPEC = VmSpec(
@@ -81,7 +82,7 @@ def test_sandboxed_and_bare() -> None:
     arguments = argv(native=False)
     assert after(arguments, "-sandbox") == ["on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"]
     assert {"-nodefaults", "-no-user-config", "-no-reboot"} <= set(arguments)
-    assert sum(value.startswith("pcie-root-port") for value in after(arguments, "-device")) == HOTPLUG_PORTS
+    assert sum(value.startswith("pcie-root-port") for value in after(arguments, "-device")) == PORTS
     assert after(arguments, "-append")[0].endswith("vmruntime.log=debug")
 
 

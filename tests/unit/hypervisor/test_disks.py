@@ -17,7 +17,7 @@ import pytest
 from vmruntime.aio.detached import DetachedProcess, ProcessIdentity
 from vmruntime.hypervisor.errors import HypervisorError
 from vmruntime.hypervisor.interface import Backing, Disk, VmHandle
-from vmruntime.hypervisor.qemu.machine_argv import MACHINE_PORTS
+from vmruntime.hypervisor.qemu.machine_argv import PORTS
 from vmruntime.hypervisor.qemu.monitor import Monitor
 from vmruntime.hypervisor.qemu.vm import QemuVm
 from vmruntime.hypervisor.qmp import devices as module
@@ -195,7 +195,7 @@ async def test_a_virtio_disk_has_a_port_and_a_backing_and_gives_both_back(
     overlay = msgspec.structs.replace(
         disk, driver=DiskDriver.VIRTIO, format="qcow2", backing=Backing(path=disk.path, format="raw")
     )
-    for _ in range(2 * MACHINE_PORTS):
+    for _ in range(2 * PORTS):
         await vm.attach_disk(overlay)
         (device,) = monitor.devices
         assert re.fullmatch(r"at[0-7]-dev-d-d1", device)

@@ -15,7 +15,7 @@ from vmruntime.hypervisor.disks import check_disks
 from vmruntime.hypervisor.interface import Accelerator, Backing, Disk, FirmwareBoot, VmSpec
 from vmruntime.hypervisor.qemu.argv import Descriptors, qemu_argv
 from vmruntime.hypervisor.qemu.blockdev import OpenDisk, disk_blockdev, disk_device
-from vmruntime.hypervisor.qemu.machine_argv import MACHINE_PORTS, MachineDescriptors
+from vmruntime.hypervisor.qemu.machine_argv import PORTS, MachineDescriptors
 from vmruntime.model.image_pod import DiskDriver, Firmware
 from vmruntime.model.resources import VmSize
 
@@ -127,7 +127,7 @@ def test_what_the_guest_sees_of_a_disk_can_be_less_than_there_is() -> None:
 
 def test_ports_share_a_slot() -> None:
     ports = [value for value in after(argv(), "-device") if value.startswith("pcie-root-port")]
-    assert len(ports) == MACHINE_PORTS
+    assert len(ports) == PORTS
     assert ports[0] == "pcie-root-port,id=port0,chassis=1,addr=0x1c.0x0,multifunction=on"
     assert ports[7] == "pcie-root-port,id=port7,chassis=8,addr=0x1c.0x7"
 

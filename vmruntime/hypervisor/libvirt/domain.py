@@ -18,9 +18,9 @@ from vmruntime.hypervisor.devices import Architecture
 from vmruntime.hypervisor.helpers import SCREEN_SOCKET
 from vmruntime.hypervisor.interface import Accelerator, Backing, Disk, FirmwareBoot, KernelBoot, VmSpec
 from vmruntime.hypervisor.libvirt.cpu import cpu
-from vmruntime.hypervisor.qemu.argv import HOTPLUG_PORTS, MEMORY_BLOCK_MIB, kernel_command_line
+from vmruntime.hypervisor.qemu.argv import MEMORY_BLOCK_MIB, kernel_command_line
 from vmruntime.hypervisor.qemu.balloon import POLL_SECONDS
-from vmruntime.hypervisor.qemu.machine_argv import MACHINE_PORTS
+from vmruntime.hypervisor.qemu.machine_argv import PORTS
 from vmruntime.hypervisor.vsock import helper_directory
 from vmruntime.model.image_pod import DiskDriver, Firmware
 
@@ -224,8 +224,7 @@ def _arguments(domain: ET.Element, machine: Machine) -> None:
             arguments += ["-device", f"{machine.architecture.tpm_device},tpmdev=tpm"]
         # libvirt 9.0 has the ISA device alone.
         arguments += ["-device", f"{machine.architecture.panic_device},bus=pcie.0,addr={PANIC_SLOT:#x}"]
-    ports = HOTPLUG_PORTS if isinstance(boot, KernelBoot) else MACHINE_PORTS
-    places = {f"port{number}": f"{PORTS_SLOT:#x}.{number:#x}" for number in range(ports)}
+    places = {f"port{number}": f"{PORTS_SLOT:#x}.{number:#x}" for number in range(PORTS)}
     for number, (name, place) in enumerate({**places, VSOCK_PORT: f"{VSOCK_SLOT:#x}.0x0"}.items()):
         # Chassis numbers tell ports apart; libvirt counts from 1.
         port = f"pcie-root-port,id={name},bus=pcie.0,addr={place},chassis={100 + number}"

@@ -16,9 +16,6 @@ from vmruntime.hypervisor.qemu.machine_argv import BALLOON, MachineDescriptors, 
 from vmruntime.hypervisor.vsock import helper_directory
 from vmruntime.model.resources import VmSize
 
-HOTPLUG_PORTS = 8
-"""For NICs, the share, more memory, and the vsock of a guest that was frozen without one."""
-
 MEMORY_BLOCK_MIB = 128
 MOST_QUEUES = 4
 """Each takes memory of every guest."""
@@ -115,7 +112,7 @@ def _parts(architecture: Architecture, accelerator: Accelerator, spec: VmSpec, d
         ending=["-no-reboot"],
         # A frozen guest has booted: QEMU would only keep kernel and initramfs in memory.
         boot=[*(("-incoming", "defer") if spec.frozen else _kernel(spec.boot, architecture)), *_balloon()],
-        ports=root_ports(HOTPLUG_PORTS),
+        ports=root_ports(),
     )
 
 

@@ -35,16 +35,9 @@ async def freeze(monitor: Monitor) -> bytes:
         HypervisorError: QEMU refused or did not finish.
     """
     await monitor.execute("stop")
-    await monitor.execute("migrate-set-capabilities", {"capabilities": CAPABILITIES})
-    ours, theirs = _pair()
-    with ours:
-        with theirs, monitor.listening("MIGRATION") as next_event:
-            await monitor.execute_with_fd("getfd", {"fdname": STREAM}, theirs.fileno())
-            await monitor.execute("migrate", {"uri": f"fd:{STREAM}"})
-            theirs.close()
-            async with _within("freeze"):
-                state = await _read(ours)
-                await _finished(next_event)
+    async with _migration(monitor, "migrate") as (stream, next_event), _within("freeze"):
+        state = await _read(stream)
+        await _finished(next_event)
     return state
 
 
@@ -54,18 +47,11 @@ async def thaw(monitor: Monitor, state: bytes) -> None:
     Raises:
         HypervisorError: The state is not of such a machine, or is damaged.
     """
-    await monitor.execute("migrate-set-capabilities", {"capabilities": CAPABILITIES})
-    ours, theirs = _pair()
-    with ours:
-        with theirs, monitor.listening("MIGRATION") as next_event:
-            await monitor.execute_with_fd("getfd", {"fdname": STREAM}, theirs.fileno())
-            await monitor.execute("migrate-incoming", {"uri": f"fd:{STREAM}"})
-            theirs.close()
-            async with _within("thaw"):
-                with contextlib.suppress(OSError):  # it has read enough to know better, and says so below
-                    await asyncio.get_running_loop().sock_sendall(ours, state)
-                    ours.shutdown(socket.SHUT_WR)
-                await _finished(next_event)
+    async with _migration(monitor, "migrate-incoming") as (stream, next_event), _within("thaw"):
+        with contextlib.suppress(OSError):  # it has read enough to know better, and says so below
+            await asyncio.get_running_loop().sock_sendall(stream, state)
+            stream.shutdown(socket.SHUT_WR)
+        await _finished(next_event)
 
 
 async def give_back(monitor: Monitor, memory_mib: int) -> None:
@@ -110,11 +96,17 @@ async def _read(stream: socket.socket) -> bytes:
     return bytes(state)
 
 
-def _pair() -> tuple[socket.socket, socket.socket]:
-    """Return a connected pair: ours, which does not block, and QEMU's."""
+@contextlib.asynccontextmanager
+async def _migration(monitor: Monitor, command: str) -> AsyncIterator[tuple[socket.socket, NextEvent]]:
+    """Begin to hand a guest over; yield our end of the stream, which does not block, and what waits for QEMU's events."""
+    await monitor.execute("migrate-set-capabilities", {"capabilities": CAPABILITIES})
     ours, theirs = socket.socketpair()
     ours.setblocking(False)
-    return ours, theirs
+    with ours, theirs, monitor.listening("MIGRATION") as next_event:
+        await monitor.execute_with_fd("getfd", {"fdname": STREAM}, theirs.fileno())
+        await monitor.execute(command, {"uri": f"fd:{STREAM}"})
+        theirs.close()
+        yield ours, next_event
 
 
 @contextlib.asynccontextmanager

@@ -14,7 +14,9 @@ from vmruntime.hypervisor.qemu.blockdev import flash_blockdev
 from vmruntime.hypervisor.qemu.cpu import cpu_argument, smp_argument
 from vmruntime.model.image_pod import Firmware
 
-MACHINE_PORTS = 8
+PORTS = 8
+"""For NICs, the share, more memory, virtio-blk disks, and the vsock of a guest that was frozen without one."""
+
 BALLOON = "balloon"
 # One slot has room for eight functions: the other slots stay free for disks.
 PORTS_SLOT = "0x1c"
@@ -104,7 +106,7 @@ def machine_parts(
             *_tpm(descriptors.tpm, architecture),
             *_screen(boot, architecture, screen),
         ],
-        ports=root_ports(MACHINE_PORTS),
+        ports=root_ports(),
     )
 
 
@@ -154,11 +156,11 @@ def _screen(boot: FirmwareBoot, architecture: Architecture, path: Path) -> Seque
     return ("-vnc", f"unix:{_escaped(str(path))}", *(word for name in devices for word in ("-device", name)))
 
 
-def root_ports(number: int) -> list[str]:
-    """Return ports that devices are hot-plugged into, at most eight; PCIe has no hot-plug on the root bus itself."""
+def root_ports() -> list[str]:
+    """Return ports that devices are hot-plugged into; PCIe has no hot-plug on the root bus itself."""
     return [
         argument
-        for port in range(number)
+        for port in range(PORTS)
         for argument in (
             "-device",
             f"pcie-root-port,id=port{port},chassis={port + 1},addr={PORTS_SLOT}.{port:#x}"

@@ -11,7 +11,6 @@ from vmruntime.hypervisor.disks import check_disks
 from vmruntime.hypervisor.errors import HypervisorError
 from vmruntime.hypervisor.interface import Disk, Nic
 from vmruntime.hypervisor.qemu.aio import THREADS
-from vmruntime.hypervisor.qemu.argv import HOTPLUG_PORTS
 from vmruntime.hypervisor.qemu.blockdev import (
     BACKING_LABEL,
     backing_label,
@@ -21,7 +20,7 @@ from vmruntime.hypervisor.qemu.blockdev import (
     node_name,
     open_disk,
 )
-from vmruntime.hypervisor.qemu.machine_argv import MACHINE_PORTS
+from vmruntime.hypervisor.qemu.machine_argv import PORTS
 from vmruntime.hypervisor.qemu.resize import plug_cpus, set_memory
 from vmruntime.hypervisor.qmp.monitor import Monitor
 from vmruntime.model.image_pod import DiskDriver
@@ -50,8 +49,7 @@ class Devices:
         self._monitor = monitor
         self._aio = aio
         self._by_port = by_firmware
-        self._most_ports = MACHINE_PORTS if by_firmware else HOTPLUG_PORTS
-        self._ports = list(range(self._most_ports))
+        self._ports = list(range(PORTS))
 
     async def learn(self) -> None:
         """Learn which ports are taken, from a VM that an earlier daemon may have plugged devices into."""
@@ -229,7 +227,7 @@ class Devices:
 
     def _take_port(self, wanted_by: str) -> int:
         if not self._ports:
-            raise HypervisorError(f"the VM has no free port for {wanted_by}: it has {self._most_ports}")
+            raise HypervisorError(f"the VM has no free port for {wanted_by}: it has {PORTS}")
         return self._ports.pop(0)
 
     async def _plugged(self) -> list[str]:
