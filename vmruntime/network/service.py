@@ -178,9 +178,9 @@ class NetworkService:
                     network = _pod_network(network.netns, survey(read(kernel), result), result, kind, spare)
                 others = network.interfaces
                 with tracing.span("network.taps"):
-                    if spare is not None:
-                        join_tap(kernel, network.interfaces[0], spare.index)
-                        others = network.interfaces[1:]
+                    if spare is not None and others:
+                        join_tap(kernel, others[0], spare.index)
+                        others = others[1:]
                     _open_taps(kernel, others, taps, persistent=kind is SandboxKind.IMAGE)
                 if kind is SandboxKind.IMAGE:
                     _close(taps)

@@ -14,7 +14,6 @@ import structlog
 
 from vmruntime.aio import memfile
 from vmruntime.aio.pipeline import in_thread
-from vmruntime.errors import VmruntimeError
 from vmruntime.hypervisor.interface import GuestMemory, Hypervisor
 from vmruntime.model.resources import VmSize
 from vmruntime.network.tap import SpareTap
@@ -63,7 +62,7 @@ class TemplateBuilder:
         try:
             template = await self._frozen(shape, size, owner, cgroup)
         finally:
-            await asyncio.shield(self._release(owner))
+            await asyncio.shield(self._spares.release(owner))
         log.info(
             "template made",
             memory_mib=size.memory_mib,
@@ -71,13 +70,6 @@ class TemplateBuilder:
             milliseconds=round((time.monotonic() - began) * 1000),
         )
         return template
-
-    async def _release(self, owner: str) -> None:
-        """Release what the VM owns; what cannot be now stays in the ledger, for the next daemon."""
-        try:
-            await self._place.owned.release(owner)
-        except VmruntimeError as error:
-            log.error("the VM of a template left something behind", error=str(error))
 
     async def _frozen(self, shape: str, size: VmSize, owner: str, cgroup: str) -> Template:
         await self._place.make(owner, cgroup, low=True)

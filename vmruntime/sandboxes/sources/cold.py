@@ -10,8 +10,7 @@ from vmruntime.model.resources import VmSize
 from vmruntime.network.tap import SpareTap
 from vmruntime.sandboxes.placement import recorder
 from vmruntime.sandboxes.sources.guest import READY_LINE, Guest, reach
-from vmruntime.sandboxes.sources.nic import plug_in
-from vmruntime.sandboxes.sources.place import Place
+from vmruntime.sandboxes.sources.place import FIRST_NIC, Place
 
 
 class ColdSource:
@@ -40,5 +39,10 @@ class ColdSource:
         with tracing.span("vm.agent"):
             guest = await reach(vm, READY_LINE, self._boot_timeout, phases, "cold")
         if tap is not None:
-            await plug_in(guest.vm, tap, close=guest.close)
+            try:
+                with tracing.span("vm.nic"):
+                    await guest.vm.attach_nic(FIRST_NIC, tap.fd)
+            except BaseException:
+                await guest.close()
+                raise
         return guest

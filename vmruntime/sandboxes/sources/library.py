@@ -29,6 +29,7 @@ MOST_FAILURES = 2
 """One guest may have been ended by somebody."""
 
 RETRY_SECONDS = 300.0
+NOTE_SECONDS = 24 * 3600.0
 PLACEHOLDER = "0" * 64
 FORMAT = 1
 """Changes with what a template is made of."""
@@ -134,8 +135,15 @@ class TemplateLibrary:
             template = await in_thread(lambda: self._files.load(shape))
         if template is not None:
             self._keep(template)
-            await in_thread(lambda: self._files.note_use(shape))
+            await self._note_use(template)
         return template
+
+    async def _note_use(self, template: Template) -> None:
+        """Note on the disk that a template is of use: not for each pod, since only days count there."""
+        now = time.monotonic()
+        if template.noted is None or now - template.noted > NOTE_SECONDS:
+            template.noted = now
+            await in_thread(lambda: self._files.note_use(template.shape))
 
     def _keep(self, template: Template) -> None:
         """Have a template in memory, as the one that was of use last; those that were not for the longest time go."""

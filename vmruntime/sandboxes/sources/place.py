@@ -13,11 +13,16 @@ from vmruntime.paths import Paths
 from vmruntime.sandboxes import scratch
 from vmruntime.sandboxes.ledger import OwnedResources
 
-NIC = "first"
-"""The NIC that a VM has before its pod's network is known."""
+FIRST_NIC = Nic(id="first", mac=SPARE_MAC)
+"""What a VM has before its pod's network is known."""
 
 SCRATCH_ARGUMENT = "vmruntime.scratch"
 """On the kernel's command line: the disk that the agent mounts before it says that it is ready (guest-agent/src/init/cmdline.rs)."""
+
+
+def plugged_nic(tap_fd: int | None) -> PluggedNic | None:
+    """Return the first NIC as a VM has it from its start, on an open tap; None: it is plugged in later."""
+    return None if tap_fd is None else PluggedNic(nic=FIRST_NIC, tap_fd=tap_fd)
 
 
 class Place:
@@ -44,15 +49,17 @@ class Place:
     def template(self, owner: str, size: VmSize, tap_fd: int | None) -> VmSpec:
         """Describe the VM that becomes a template: it has all that every pod's VM has, but a vsock; nothing is made."""
         boot = self.boot()
-        arguments = f"{boot.arguments} {SCRATCH_ARGUMENT}={scratch.SERIAL}".strip()
+        boot = msgspec.structs.replace(boot, arguments=f"{boot.arguments} {SCRATCH_ARGUMENT}={scratch.SERIAL}".strip())
+        return msgspec.structs.replace(self._described(owner, size, boot, cid=0), nic=plugged_nic(tap_fd))
+
+    def _described(self, owner: str, size: VmSize, boot: KernelBoot, *, cid: int) -> VmSpec:
         return VmSpec(
             id=owner,
             size=size,
-            boot=msgspec.structs.replace(boot, arguments=arguments),
+            boot=boot,
             directory=self._paths.sandbox(owner),
-            cid=0,
+            cid=cid,
             disks=[self._scratch(owner)],
-            nic=None if tap_fd is None else PluggedNic(nic=Nic(id=NIC, mac=SPARE_MAC), tap_fd=tap_fd),
         )
 
     def _scratch(self, owner: str) -> Disk:
@@ -88,11 +95,4 @@ class Place:
 
     async def pod(self, owner: str, size: VmSize) -> VmSpec:
         """Describe a pod's VM, with a CID that nobody else has."""
-        return VmSpec(
-            id=owner,
-            size=size,
-            boot=self.boot(),
-            directory=self._paths.sandbox(owner),
-            cid=await self.owned.ledger.allocate_cid(owner),
-            disks=[self._scratch(owner)],
-        )
+        return self._described(owner, size, self.boot(), cid=await self.owned.ledger.allocate_cid(owner))

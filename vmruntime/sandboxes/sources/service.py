@@ -96,7 +96,6 @@ class GuestSources:
             library=self._library,
             source=self._source,
             spares=spares,
-            owned=owned,
             pace=self._pace,
             new_id=new_id,
             new_tap=new_tap or _no_tap,

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import structlog
+
+from vmruntime.errors import VmruntimeError
 from vmruntime.model.ledger import Resource, ResourceKind
 from vmruntime.sandboxes.cgroup import cgroup_path
 from vmruntime.sandboxes.ledger import OwnedResources
+
+log = structlog.get_logger(__name__)
 
 
 class Spares:
@@ -18,6 +23,13 @@ class Spares:
         """Write down that what will be this owner's is a spare VM's, to go with the daemon; return its cgroup."""
         await self._owned.ledger.record(Resource(owner=owner, kind=ResourceKind.SPARE, key=owner))
         return cgroup_path(self._cgroup_parent, owner)
+
+    async def release(self, owner: str) -> None:
+        """Release what a spare VM owns; what cannot be now stays in the ledger, for the next daemon."""
+        try:
+            await self._owned.release(owner)
+        except VmruntimeError as error:
+            log.error("a VM that was no pod's left something behind", sandbox=owner, error=str(error))
 
     async def hand_over(self, owner: str, cgroup: str) -> None:
         """Make a spare VM a pod's, which runs in another cgroup or in the same one."""

@@ -15,13 +15,13 @@ from vmruntime.agent.interface import AgentHello
 from vmruntime.aio import memfile
 from vmruntime.aio.beside import together
 from vmruntime.aio.pipeline import in_thread
-from vmruntime.hypervisor.interface import GuestMemory, Hypervisor, Nic, PluggedNic, VirtualMachine
+from vmruntime.hypervisor.interface import GuestMemory, Hypervisor, VirtualMachine
 from vmruntime.hypervisor.vsock import Plugged
 from vmruntime.model.resources import VmSize
 from vmruntime.network.tap import SpareTap
 from vmruntime.sandboxes.placement import recorder
 from vmruntime.sandboxes.sources.guest import CONNECTED_LINE, Guest, reach, unless_it_ends
-from vmruntime.sandboxes.sources.place import NIC, Place
+from vmruntime.sandboxes.sources.place import Place, plugged_nic
 
 MIB = 1024 * 1024
 SMALLEST_MIB, LARGEST_MIB = 128, 4096
@@ -37,6 +37,7 @@ class Template:
         size: Of the VMs that are made of it.
         state: What VirtualMachine.freeze() returned.
         failures: How many guests in a row could not be brought back.
+        noted: When its use was last noted on the disk, by the monotonic clock; None: not by this daemon.
         hello: What the agent of its first guest said, which is what all of them say; None: there was none yet.
     """
 
@@ -46,6 +47,7 @@ class Template:
         self.size = size
         self.state = state
         self.failures = 0
+        self.noted: float | None = None
         self.hello: AgentHello | None = None
         self._memory = memory
         self._scratch = scratch
@@ -134,7 +136,7 @@ class TemplateSource:
                 given = memfile.make(f"guest-{owner[:13]}", template.size.memory_mib * MIB)
                 descriptors.callback(os.close, given)
             described = GuestMemory(fd=given, private=private, mergeable=private and self._mergeable)
-            nic = None if tap is None else PluggedNic(nic=Nic(id=NIC, mac=tap.mac), tap_fd=tap.fd)
+            nic = plugged_nic(None if tap is None else tap.fd)
             spec = msgspec.structs.replace(spec, memory=described, nic=nic, frozen=True)
             started: list[VirtualMachine] = []
 

@@ -20,7 +20,6 @@ from vmruntime.errors import VmruntimeError
 from vmruntime.model.resources import VmSize
 from vmruntime.network.tap import SpareTap
 from vmruntime.sandboxes import scratch
-from vmruntime.sandboxes.ledger import OwnedResources
 from vmruntime.sandboxes.sources.budget import ENOUGH, LOW, memory_available
 from vmruntime.sandboxes.sources.guest import Guest
 from vmruntime.sandboxes.sources.library import TemplateLibrary
@@ -71,7 +70,6 @@ class WarmPool:
         library: TemplateLibrary,
         source: TemplateSource,
         spares: Spares,
-        owned: OwnedResources,
         pace: Pace,
         new_id: Callable[[], str],
         new_tap: Callable[[], Awaitable[SpareTap]],
@@ -84,8 +82,7 @@ class WarmPool:
             usual: What pods are without limits; once others were asked for, these are made.
             library: Has the templates.
             source: Brings guests back.
-            spares: Marks what is no pod's yet.
-            owned: The ledger.
+            spares: Marks what is no pod's yet, and releases it.
             pace: Says when pods are being started.
             new_id: Makes ids of sandboxes.
             new_tap: Makes taps.
@@ -96,7 +93,6 @@ class WarmPool:
         self._library = library
         self._source = source
         self._spares = spares
-        self._owned = owned
         self._pace = pace
         self._new_id = new_id
         self._new_tap = new_tap
@@ -235,7 +231,7 @@ class WarmPool:
                 raise
         except BaseException:
             await in_thread(tap.close)  # it may be the last one, for which the kernel takes its time
-            await asyncio.shield(self._release(owner))
+            await asyncio.shield(self._spares.release(owner))
             raise
         return WarmVm(owner, guest, tap, template)
 
@@ -250,11 +246,4 @@ class WarmPool:
 
     async def _end(self, vm: WarmVm) -> None:
         await vm.close()
-        await self._release(vm.id)
-
-    async def _release(self, owner: str) -> None:
-        """Release what a VM owns; what cannot be now stays in the ledger, for the next daemon."""
-        try:
-            await self._owned.release(owner)
-        except VmruntimeError as error:
-            log.error("a VM that waited left something behind", sandbox=owner, error=str(error))
+        await self._spares.release(vm.id)
